@@ -1,0 +1,1 @@
+"""Target profiles as TOML data and their loader."""

@@ -1,0 +1,1 @@
+"""One INT8 grid, three formats, proven on the saved files."""
