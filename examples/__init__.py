@@ -1,0 +1,1 @@
+"""Networks and small programs that show edgekit at work."""
