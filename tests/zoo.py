@@ -122,15 +122,21 @@ ASKED: tuple[ZooModel, ...] = (
     ZooModel("tcn", partial(TCN, 6, (16, 16, 24), 3, 6), signal(6, 32)),
     ZooModel("lstm", partial(RecurrentClassifier, nn.LSTM, 8, 16, 2, 5), frames),
     ZooModel("gru", partial(RecurrentClassifier, nn.GRU, 8, 16, 1, 5), frames),
-    ZooModel("vit", partial(ViT, 32, 8, 32, 2, 2, 10), photo(3, 32)),
-    ZooModel("text_transformer", partial(TextTransformer, 64, 16, 32, 2, 2, 3), text),
+    ZooModel("vit", partial(ViT, image=32, patch=8, width=32, depth=2, heads=2, classes=10), photo(3, 32)),
+    ZooModel(
+        "text_transformer",
+        partial(TextTransformer, vocabulary=64, length=16, width=32, depth=2, heads=2, classes=3),
+        text,
+    ),
     ZooModel("two_streams", partial(TwoStreams, 12, 8, 5), two_streams),
 )
 
 OTHERS: tuple[ZooModel, ...] = (
     ZooModel("resnet_bottleneck", partial(ResNet, Bottleneck, (1, 2), (8, 16), 10), photo(3, 32)),
-    ZooModel("resnext", partial(ResNet, Bottleneck, (1, 1), (16, 32), 10, 4), photo(3, 32)),
-    ZooModel("regnet_y", partial(ResNet, Bottleneck, (1, 1), (16, 32), 10, 2, True), photo(3, 32)),
+    ZooModel("resnext", partial(ResNet, Bottleneck, (1, 1), (16, 32), 10, groups=4), photo(3, 32)),
+    ZooModel(
+        "regnet_y", partial(ResNet, Bottleneck, (1, 1), (16, 32), 10, groups=2, squeeze=True), photo(3, 32)
+    ),
     ZooModel("convnext", partial(ConvNeXt, (1, 2), (16, 32), 10), photo(3, 32)),
     ZooModel("shufflenet_v2", partial(ShuffleNetV2, (8, 16, 32), (2, 2), 10), photo(3, 32)),
     ZooModel("mlp", partial(MLP, (32, 48, 24), 5), table),

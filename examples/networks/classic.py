@@ -66,6 +66,7 @@ class ResNet(nn.Module):
         depths: tuple[int, ...] = (2, 2, 2, 2),
         widths: tuple[int, ...] = (64, 128, 256, 512),
         classes: int = 1000,
+        *,
         groups: int = 1,
         squeeze: bool = False,
     ) -> None:

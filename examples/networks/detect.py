@@ -74,7 +74,7 @@ class YoloStyle(nn.Module):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Images `[n, 3, h, w]` to box distances `[n, 4, cells]` and scores in (0, 1) `[n, classes, cells]`."""
+        """Images `[n, 3, h, w]` to distances `[n, 4, cells]` and scores in (0, 1) `[n, classes, cells]`."""
         fine = self.level3(self.stem(x))
         coarse = self.level4(fine)
         upper = F.interpolate(coarse, scale_factor=2.0, mode="nearest")

@@ -156,6 +156,7 @@ class TextTransformer(nn.Module):
 
     def __init__(
         self,
+        *,
         vocabulary: int = 8000,
         length: int = 128,
         width: int = 128,

@@ -1,6 +1,7 @@
 """Weights and batch-norm statistics like those of a trained network, for architectures without weights.
 
-Plain random weights give dead or constant networks, on which quantization looks far better or far worse than it is.
+Plain random weights give dead or constant networks, on which quantization looks far better or far worse
+than it is.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,7 +64,7 @@ class MLP(nn.Module):
     def __init__(self, widths: tuple[int, ...] = (64, 128, 64), classes: int = 10) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU(), nn.Dropout(0.1)]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], classes), nn.Softmax(-1))
 

@@ -57,6 +57,7 @@ class ViT(nn.Module):
 
     def __init__(
         self,
+        *,
         image: int = 224,
         patch: int = 16,
         width: int = 192,
