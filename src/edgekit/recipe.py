@@ -238,7 +238,7 @@ class Budget:
     """What an artifact must hold to be accepted.
 
     Attributes:
-        max_drop: largest loss of the metric against float, in the metric's own unit (0.01: one point of top-1).
+        max_drop: largest loss of the metric against float, in the metric's own unit (0.01: a point of top-1).
         max_latency_ms: largest median latency, None for no limit.
         max_size_mb: largest artifact in 10^6 bytes, None for no limit.
         allow_slower: accept an artifact that is more than 5% slower than its float twin.
