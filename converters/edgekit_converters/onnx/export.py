@@ -1,0 +1,137 @@
+"""The conversion: torch's exporter gives the graph, our rewrites give it the form that fuses."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from edgekit_converters.errors import LoweringError
+from edgekit_converters.onnx.rewrites import REWRITES
+from edgekit_converters.program import Program, QuantizedProgram
+from edgekit_converters.source import find_source
+
+OPSET: Final = 18
+"""The oldest opset that torch writes; ONNX Runtime reads it from 1.14 on, so old device images can."""
+
+WAY_OUT: Final = "Replace the op in the model by supported ones, or leave onnx out of --format."
+
+
+def export_onnx(program: QuantizedProgram | Program, path: Path) -> None:
+    """Write a program as one self-contained ONNX file.
+
+    A quantized program becomes QDQ with uint8 activations: zero points are shifted by 128, the grid is the same.
+    ONNX Runtime's x86 kernels fuse only that form, its ARM kernels fuse both. The batch dimension is dynamic where
+    the program allows it. The same program gives the same bytes.
+
+    Args:
+        program: on the grid, or float for the float twin.
+        path: file to write.
+
+    Raises:
+        LoweringError: an op has no ONNX form.
+    """
+    import onnx_ir as ir
+
+    source = program.program if isinstance(program, QuantizedProgram) else program
+    model = _torch_export(source)
+    for rewrite in REWRITES:
+        rewrite(model)
+    _tidy(model, source)
+    ir.save(model, path)
+
+
+def _torch_export(program: Program) -> Any:
+    args, shapes = program.example, None
+    if program.dynamic_batch:
+        # Batch one would be specialised to a constant.
+        args = tuple(
+            torch.cat([x, x]) if i.batch else x for x, i in zip(program.example, program.inputs, strict=True)
+        )
+        batch = torch.export.Dim("batch", min=1)
+        shapes = tuple({0: batch} if i.batch else {} for i in program.inputs)
+    with _quiet():
+        try:
+            exported = _capture(program, args, shapes)
+            onnx_program = torch.onnx.export(
+                exported,
+                args,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[i.name for i in program.inputs],
+                output_names=[o.name for o in program.outputs],
+                optimize=True,
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise _lowering_error(program, error) from error
+    return onnx_program.model
+
+
+def _capture(program: Program, args: tuple[torch.Tensor, ...], shapes: Any) -> torch.export.ExportedProgram:
+    if shapes is not None:
+        # A single tuple argument list: GraphModule.forward takes the inputs one by one.
+        named = dict(zip([n.name for n in program.graph.graph.find_nodes(op="placeholder")], shapes, strict=True))
+        return torch.export.export(program.graph, args, dynamic_shapes=named)
+    return torch.export.export(program.graph, args)
+
+
+def _lowering_error(program: Program, error: Exception) -> LoweringError:
+    """Name the op and its line; torch's exporter says them somewhere in a chain of causes."""
+    text, cause = "", error.__cause__ or error
+    while cause is not None:
+        text = f"{text}\n{cause}"
+        cause = cause.__cause__  # type: ignore[assignment]
+    for node in program.graph.graph.nodes:
+        if node.op == "call_function" and (str(node.target) in text or f"'{node.name}'" in text):
+            return LoweringError(
+                format="onnx",
+                op=str(node.target).removesuffix(".default"),
+                where=find_source(node),
+                why="torch.onnx has no translation for it",
+                way_out=WAY_OUT,
+            )
+    return LoweringError(
+        format="onnx", op="the model", where="", why=text.strip().splitlines()[0][:300], way_out=WAY_OUT
+    )
+
+
+def _tidy(model: Any, program: Program) -> None:
+    """Drop what differs between machines (paths in stack traces) and what nobody reads."""
+    model.producer_name, model.producer_version = "edgekit", ""
+    model.doc_string = ""
+    model.metadata_props.clear()
+    graph = model.graph
+    graph.name = "edgekit"
+    graph.metadata_props.clear()
+    for node in graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for out in node.outputs:
+            out.metadata_props.clear()
+    for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
+        value.metadata_props.clear()
+    del program
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    loggers = [logging.getLogger(n) for n in ("torch.onnx", "onnxscript", "onnx_ir")]
+    loggers += [
+        logging.getLogger(n) for n in logging.root.manager.loggerDict if n.startswith(("torch.onnx", "onnxscript"))
+    ]
+    levels = [x.level for x in loggers]
+    for x in loggers:
+        x.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for x, level in zip(loggers, levels, strict=True):
+            x.setLevel(level)

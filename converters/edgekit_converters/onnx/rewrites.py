@@ -1,0 +1,319 @@
+"""Rewrites of the exported ONNX graph, each a function of the model, in the order of `REWRITES`.
+
+What ONNX Runtime fuses is decided by its QDQ selectors (onnxruntime/core/optimizer/qdq_transformer): every
+activation between DequantizeLinear and QuantizeLinear, int32 bias behind its own DequantizeLinear, nothing else
+between. The rewrites bring the graph there without moving the grid by one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+
+SHIFT: Final = 128
+BIASED: Final = frozenset({"Conv", "ConvTranspose", "Gemm"})
+
+
+def shift_to_uint8(model: ir.Model) -> None:
+    """int8 activations become uint8: q + 128 with zero point + 128 is the same real number."""
+    shifted: dict[str, ir.Value] = {}
+    weights = {id(n.inputs[0]) for n in model.graph if n.op_type == "DequantizeLinear" and _is_weight(n)}
+    for node in model.graph:
+        if node.op_type not in {"QuantizeLinear", "DequantizeLinear"} or _is_weight(node):
+            continue
+        x, _, zero_point = node.inputs
+        if zero_point is None or zero_point.const_value is None:
+            continue
+        if node.op_type == "DequantizeLinear" and x.const_value is not None and id(x) not in weights:
+            node.replace_input_with(0, _shifted(model, x, shifted))
+        node.replace_input_with(2, _shifted(model, zero_point, shifted))
+    for node in model.graph:
+        for out in node.outputs:
+            if out.dtype == ir.DataType.INT8:
+                out.dtype = ir.DataType.UINT8
+
+
+def quantize_biases(model: ir.Model) -> None:
+    """Float biases of integer ops become int32 initializers with scale `s_in * s_w`, dequantized."""
+    done: dict[str, ir.Value] = {}
+    for node in list(model.graph):
+        if node.op_type not in BIASED or len(node.inputs) < 3 or node.inputs[2] is None:
+            continue
+        x, w, bias = (v.producer() if i < 2 else v for i, v in enumerate(node.inputs[:3]))
+        if not (_is_dq(x) and _is_dq(w)) or bias.const_value is None:
+            continue
+        steps = _array(x.inputs[1]).astype(np.float64).reshape(()) * _array(w.inputs[1]).astype(np.float64).reshape(-1)
+        integers = np.rint(bias.const_value.numpy().astype(np.float64) / steps)
+        limits = np.iinfo(np.int32)
+        integers = np.clip(integers, limits.min, limits.max).astype(np.int32)
+        name = f"{bias.name}_int32_{len(done)}"
+        dq = ir.node(
+            "DequantizeLinear",
+            [
+                _initializer(model, name, integers),
+                _initializer(model, f"{name}_scale", steps.astype(np.float32)),
+                _initializer(model, f"{name}_zero_point", np.zeros(len(steps), np.int32)),
+            ],
+            attributes={"axis": 0},
+        )
+        dq.outputs[0].name = f"{name}_real"
+        dq.outputs[0].dtype = ir.DataType.FLOAT
+        model.graph.insert_before(node, dq)
+        node.replace_input_with(2, dq.outputs[0])
+        done[name] = dq.outputs[0]
+
+
+def mean_to_global_pool(model: ir.Model) -> None:
+    """A mean over both spatial axes becomes GlobalAveragePool, which has an integer kernel; ReduceMean has none."""
+    for node in list(model.graph):
+        if node.op_type != "ReduceMean" or len(node.inputs) < 2 or node.inputs[1] is None:
+            continue
+        x, axes = node.inputs[0], node.inputs[1].const_value
+        if axes is None or x.shape is None or len(x.shape) != 4:
+            continue
+        if sorted(int(a) % 4 for a in axes.numpy().reshape(-1)) != [2, 3]:
+            continue
+        keep = node.attributes.get("keepdims")
+        pool = ir.node("GlobalAveragePool", [x])
+        pooled = pool.outputs[0]
+        pooled.dtype, pooled.name = ir.DataType.FLOAT, f"{node.outputs[0].name}_pooled"
+        new = [pool]
+        if keep is not None and keep.as_int() == 0:
+            # Flattened after the quantization: an integer reshape costs nothing, a float one breaks the fusion.
+            new.append(ir.node("Squeeze", [pooled, _initializer(model, f"{pooled.name}_axes", np.array([2, 3]))]))
+        _replace(model, node, new)
+    _push_after_quantize(model)
+
+
+def fold_pads(model: ir.Model) -> None:
+    """A zero Pad before a convolution becomes its `pads`, which may be asymmetric."""
+    for node in list(model.graph):
+        if node.op_type != "Conv":
+            continue
+        chain = _pad_before(node)
+        if chain is None:
+            continue
+        pad, source = chain
+        pads = _spatial_pads(pad)
+        if pads is None:
+            continue
+        own = node.attributes.get("pads")
+        own_pads = np.array(own.as_ints() if own is not None else [0] * len(pads))
+        node.attributes["pads"] = ir.AttrInt64s("pads", [int(v) for v in own_pads + pads])
+        node.attributes.pop("auto_pad", None)
+        node.replace_input_with(0, source)
+    _drop_unused(model)
+
+
+def linear_as_gemm(model: ir.Model) -> None:
+    """`MatMul(x, W) + b` over more than two axes becomes Gemm on flattened rows, the form that fuses with its bias."""
+    for node in list(model.graph):
+        if node.op_type != "MatMul" or not _is_dq(node.inputs[1].producer()) or not _is_dq(node.inputs[0].producer()):
+            continue
+        dq_w = node.inputs[1].producer()
+        weight = dq_w.inputs[0].const_value
+        x = node.inputs[0]
+        if weight is None or len(weight.shape) != 2 or x.shape is None or len(x.shape) < 2:
+            continue
+        _rewrite_linear(model, node)
+
+
+def _rewrite_linear(model: ir.Model, node: ir.Node) -> None:
+    dq_w = node.inputs[1].producer()
+    x = node.inputs[0]
+    k, n = (int(s) for s in dq_w.inputs[0].const_value.shape)
+    users = list(node.outputs[0].uses())
+    last, inputs = node, [node.inputs[0], node.inputs[1]]
+    if len(users) == 1 and users[0].node.op_type == "Add":
+        other = users[0].node.inputs[1 - users[0].idx]
+        if other.const_value is not None and other.const_value.size == n:
+            last = users[0].node
+            inputs.append(other)
+    name = last.outputs[0].name
+    rank = len(x.shape)
+    if rank == 2:
+        gemm = ir.node("Gemm", inputs)
+        _replace(model, last, [gemm])
+        if last is not node:
+            model.graph.remove(node, safe=True)
+        return
+    # The reshapes sit on the quantized side, where they are free: DQ(Reshape(q)) and Q(...) then Reshape.
+    dq_x = x.producer()
+    flat = ir.node(
+        "Reshape", [dq_x.inputs[0], _initializer(model, f"{name}_rows", np.array([-1, k], dtype=np.int64))]
+    )
+    flat.outputs[0].name, flat.outputs[0].dtype = f"{name}_flat", dq_x.inputs[0].dtype
+    dq = ir.node("DequantizeLinear", [flat.outputs[0], *dq_x.inputs[1:]])
+    dq.outputs[0].name, dq.outputs[0].dtype = f"{name}_flat_real", ir.DataType.FLOAT
+    inputs[0] = dq.outputs[0]
+    gemm = ir.node("Gemm", inputs)
+    gemm.outputs[0].name, gemm.outputs[0].dtype = f"{name}_gemm", ir.DataType.FLOAT
+    shape_values = _row_shape(x, n)
+    back = ir.node("Reshape", [gemm.outputs[0], _initializer(model, f"{name}_shape", shape_values)])
+    _replace(model, last, [flat, dq, gemm, back])
+    if last is not node:
+        model.graph.remove(node, safe=True)
+
+
+def _row_shape(x: ir.Value, n: int) -> np.ndarray:
+    assert x.shape is not None
+    dims = [d if isinstance(d, int) else -1 for d in x.shape[:-1]]
+    if dims.count(-1) > 1:
+        dims = [-1 if i == 0 else (0 if d == -1 else d) for i, d in enumerate(dims)]
+    return np.array([*dims, n], dtype=np.int64)
+
+
+def push_reshapes_after_quantize(model: ir.Model) -> None:
+    """`op → Reshape → QuantizeLinear` becomes `op → QuantizeLinear → Reshape`, so that the op meets its Q."""
+    _push_after_quantize(model)
+
+
+MOVERS: Final = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"})
+
+
+def _push_after_quantize(model: ir.Model) -> None:
+    changed = True
+    while changed:
+        changed = False
+        for quantize in list(model.graph):
+            if quantize.op_type != "QuantizeLinear" or len(_array(quantize.inputs[1]).reshape(-1)) != 1:
+                continue
+            mover = quantize.inputs[0].producer()
+            if mover is None or mover.op_type not in MOVERS or len(list(mover.outputs[0].uses())) != 1:
+                continue
+            if _is_dq(mover.inputs[0].producer()) or mover.inputs[0].producer() is None:
+                continue
+            _swap(model, mover, quantize)
+            changed = True
+
+
+def _swap(model: ir.Model, mover: ir.Node, quantize: ir.Node) -> None:
+    name = quantize.outputs[0].name
+    q = ir.node("QuantizeLinear", [mover.inputs[0], *quantize.inputs[1:]], attributes=quantize.attributes)
+    q.outputs[0].name, q.outputs[0].dtype = f"{name}_first", quantize.outputs[0].dtype
+    q.outputs[0].shape = mover.inputs[0].shape
+    moved = ir.node(mover.op_type, [q.outputs[0], *mover.inputs[1:]], attributes=mover.attributes)
+    moved.outputs[0].dtype = quantize.outputs[0].dtype
+    _replace(model, quantize, [q, moved])
+    model.graph.remove(mover, safe=True)
+
+
+def drop_unused(model: ir.Model) -> None:
+    """Nodes without readers and initializers without users."""
+    _drop_unused(model)
+
+
+def sort_nodes(model: ir.Model) -> None:
+    """Topological order, stable."""
+    model.graph.sort()
+
+
+def _drop_unused(model: ir.Model) -> None:
+    outputs = {id(o) for o in model.graph.outputs}
+    for node in reversed(list(model.graph)):
+        if all(not list(o.uses()) and id(o) not in outputs for o in node.outputs):
+            model.graph.remove(node, safe=True)
+    for name, value in list(model.graph.initializers.items()):
+        if not list(value.uses()) and id(value) not in outputs:
+            del model.graph.initializers[name]
+
+
+def _pad_before(conv: ir.Node) -> tuple[ir.Node, ir.Value] | None:
+    """The Pad in front of a convolution and the tensor before it, also through a QDQ pair of the same grid."""
+    source = conv.inputs[0].producer()
+    if source is not None and source.op_type == "Pad":
+        return source, source.inputs[0]
+    if not _is_dq(source):
+        return None
+    quantize = source.inputs[0].producer()
+    if quantize is None or quantize.op_type != "QuantizeLinear":
+        return None
+    pad = quantize.inputs[0].producer()
+    if pad is None or pad.op_type != "Pad" or not _is_dq(pad.inputs[0].producer()):
+        return None
+    before = pad.inputs[0].producer()
+    same = np.array_equal(_array(before.inputs[1]), _array(quantize.inputs[1])) and np.array_equal(
+        _array(before.inputs[2]), _array(quantize.inputs[2])
+    )
+    return (pad, pad.inputs[0]) if same else None
+
+
+def _spatial_pads(pad: ir.Node) -> np.ndarray | None:
+    """Pads of the spatial axes, begins then ends; None unless a constant zero pad of spatial axes only."""
+    mode = pad.attributes.get("mode")
+    if mode is not None and mode.as_string() != "constant":
+        return None
+    value = pad.inputs[2] if len(pad.inputs) > 2 else None
+    if value is not None and (value.const_value is None or float(_array(value).reshape(())) != 0.0):
+        return None
+    if pad.inputs[1].const_value is None or (len(pad.inputs) > 3 and pad.inputs[3] is not None):
+        return None
+    pads = _array(pad.inputs[1]).reshape(2, -1)
+    if (pads < 0).any() or pads[:, :2].any():
+        return None
+    return pads[:, 2:].reshape(-1)
+
+
+def _is_dq(node: ir.Node | None) -> bool:
+    return node is not None and node.op_type == "DequantizeLinear"
+
+
+def _is_weight(node: ir.Node) -> bool:
+    return node.op_type == "DequantizeLinear" and len(_array(node.inputs[1]).reshape(-1)) > 1 or (
+        node.attributes.get("axis") is not None and node.inputs[0].const_value is not None
+    )
+
+
+def _array(value: ir.Value | None) -> np.ndarray:
+    assert value is not None
+    assert value.const_value is not None
+    return value.const_value.numpy()
+
+
+def _shifted(model: ir.Model, value: ir.Value, done: dict[str, ir.Value]) -> ir.Value:
+    assert value.name is not None
+    if value.name not in done:
+        array = _array(value)
+        if array.dtype != np.int8:
+            return value
+        done[value.name] = _initializer(model, f"{value.name}_u8", (array.astype(np.int16) + SHIFT).astype(np.uint8))
+    return done[value.name]
+
+
+def _initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
+    unique, i = name, 0
+    while unique in model.graph.initializers:
+        i += 1
+        unique = f"{name}_{i}"
+    tensor = ir.tensor(np.asarray(array), name=unique)
+    value = ir.Value(name=unique, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    model.graph.register_initializer(value)
+    return value
+
+
+def _replace(model: ir.Model, old: ir.Node, new: list[ir.Node]) -> None:
+    """Put `new` in place of `old`; the last of them takes over the name and the readers of its output."""
+    out, last = old.outputs[0], new[-1].outputs[0]
+    last.name, last.dtype, last.shape = out.name, out.dtype if last.dtype is None else last.dtype, out.shape
+    model.graph.insert_before(old, new)
+    ir.convenience.replace_all_uses_with(out, last)
+    for i, graph_out in enumerate(model.graph.outputs):
+        if graph_out is out:
+            model.graph.outputs[i] = last
+    out.name = f"{out.name}_replaced"
+    model.graph.remove(old, safe=True)
+
+
+REWRITES: Final[tuple[Callable[[Any], None], ...]] = (
+    fold_pads,
+    mean_to_global_pool,
+    linear_as_gemm,
+    push_reshapes_after_quantize,
+    quantize_biases,
+    shift_to_uint8,
+    drop_unused,
+    sort_nodes,
+)

@@ -1,0 +1,1 @@
+"""Stages that change the network between loading and lowering."""

@@ -1,0 +1,110 @@
+"""From a float program to the same program on the grid: observe, calibrate once, convert as often as wanted."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from edgekit_converters.program import Grid, Program, QuantizedProgram
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+from edgekit.stages.quantize.bias import round_biases
+from edgekit.stages.quantize.observers import METHODS, PERCENTILE, ActivationObserver
+from edgekit.stages.quantize.plan import GridPlan, make_plan
+from edgekit.stages.quantize.quantizer import GridQuantizer
+from edgekit.stages.quantize.scalars import lift_scalars
+
+qd = torch.ops.quantized_decomposed
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A program whose observers have, or will have, seen the calibration data.
+
+    Attributes:
+        program: the float program that was planned (scalars lifted).
+        plan: what goes on the grid.
+        graph: the same graph with observers.
+        weight_bits: 8 or 7.
+    """
+
+    program: Program
+    plan: GridPlan
+    graph: GraphModule
+    weight_bits: int
+
+
+def observe(program: Program, *, keep_float: Iterable[str] = (), weight_bits: int = 8) -> Observed:
+    """Plan the grid of a cleaned program and put observers in; the argument is not changed."""
+    graph = copy.deepcopy(program.graph)
+    lift_scalars(graph)
+    plan = make_plan(graph, keep_float=keep_float)
+    prepared = prepare_pt2e(copy.deepcopy(graph), GridQuantizer(plan, weight_bits=weight_bits))
+    return Observed(replace(program, graph=graph), plan, prepared, weight_bits)
+
+
+def calibrate(observed: Observed, batches: Iterable[tuple[torch.Tensor, ...]]) -> int:
+    """Run the batches through the observers, in place.
+
+    Returns:
+        Number of samples seen.
+    """
+    seen = 0
+    with torch.no_grad():
+        for batch in batches:
+            observed.graph(*batch)
+            seen += int(batch[0].shape[0])
+    return seen
+
+
+def convert(observed: Observed, *, method: str = "minmax", percentile: float = PERCENTILE) -> QuantizedProgram:
+    """Read the observers by `method` and build the quantized program; may be called many times.
+
+    Args:
+        observed: after `calibrate`.
+        method: "minmax", "percentile", "mse" or "entropy".
+        percentile: share of values, in percent, that the "percentile" method keeps.
+    """
+    if method not in METHODS:
+        raise ValueError(f"observer {method!r}: expected one of {', '.join(METHODS)}")
+    graph = copy.deepcopy(observed.graph)
+    for module in graph.modules():
+        if isinstance(module, ActivationObserver):
+            module.method, module.percentile = method, percentile
+    graph = convert_pt2e(graph, fold_quantize=True)
+    round_biases(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return QuantizedProgram(
+        program=replace(observed.program, graph=graph),
+        float_twin=observed.program,
+        input_grids=_input_grids(graph),
+        output_grids=_output_grids(graph),
+        kept_float=dict(observed.plan.kept_float),
+        weight_bits=observed.weight_bits,
+    )
+
+
+def _grid_of(node: Node) -> Grid:
+    return Grid(float(node.args[1]), int(node.args[2]))  # type: ignore[arg-type]
+
+
+def _input_grids(graph: GraphModule) -> tuple[Grid | None, ...]:
+    grids: list[Grid | None] = []
+    for node in graph.graph.find_nodes(op="placeholder"):
+        users = [u for u in node.users if u.target is qd.quantize_per_tensor.default]
+        grids.append(_grid_of(users[0]) if len(node.users) == len(users) == 1 else None)
+    return tuple(grids)
+
+
+def _output_grids(graph: GraphModule) -> tuple[Grid | None, ...]:
+    outputs = graph.graph.output_node().args[0]
+    assert isinstance(outputs, (tuple, list))
+    return tuple(
+        _grid_of(o) if isinstance(o, Node) and o.target is qd.dequantize_per_tensor.default else None for o in outputs
+    )
+
+

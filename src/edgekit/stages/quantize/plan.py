@@ -1,0 +1,259 @@
+"""Decide, before anything is changed, which tensors live on the INT8 grid and which of them share one.
+
+A plan is made from the graph alone; `GridQuantizer` turns it into annotations. The decisions:
+
+1. Every op with a rule is a *seed* unless it is kept float by name, by its constants, or because it belongs to
+   a float island (the residual stream that feeds a layer norm, the product of two activations).
+2. A tensor is on the grid when an op next to it is a seed. Tensors joined by ops that only move values form one
+   group with one scale, so the whole group is on the grid or none of it is.
+3. A clamp disappears into the op before it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from edgekit_converters.program import Grid
+from torch.fx import GraphModule, Node
+
+from edgekit.stages.quantize.rules import (
+    FIXED_GRIDS,
+    FUSES_CLAMP,
+    RECURRENT,
+    RULES,
+    WEIGHT_AXIS,
+    Kind,
+    aten,
+)
+
+FLOAT_NORMS = frozenset(
+    {
+        aten.layer_norm.default,
+        aten.native_layer_norm.default,
+        aten.rms_norm.default,
+        aten.group_norm.default,
+        aten.instance_norm.default,
+    }
+)
+
+# A constant beyond this is a mask ("minus infinity"), not data: on an int8 grid it would swallow every other value.
+MASK_MAGNITUDE = 1e4
+
+
+@dataclass(frozen=True)
+class GridPlan:
+    """What goes on the grid.
+
+    Attributes:
+        group: node name of a tensor on the grid to the name of the tensor whose observer it shares (its root).
+        fixed: root name to its predetermined grid.
+        weights: op name to (weight node name, output channel axis).
+        constants: (constant node name, consuming op name) edges quantized with their own per-tensor grid.
+        seeds: ops that compute on the grid.
+        kept_float: op name to the reason why it stays float although a rule exists, or why no rule exists.
+    """
+
+    group: Mapping[str, str]
+    fixed: Mapping[str, Grid]
+    weights: Mapping[str, tuple[str, int]]
+    constants: frozenset[tuple[str, str]]
+    seeds: frozenset[str]
+    kept_float: Mapping[str, str]
+
+
+def make_plan(graph: GraphModule, *, keep_float: Iterable[str] = ()) -> GridPlan:
+    """Plan the grid of a cleaned float graph.
+
+    Args:
+        graph: ATen graph whose nodes carry `meta["val"]`.
+        keep_float: glob patterns of node or layer names that stay float32.
+
+    Returns:
+        The plan; the graph is not changed.
+    """
+    nodes = list(graph.graph.nodes)
+    keep = tuple(keep_float)
+    kept = {n.name: why for n in nodes if n.op == "call_function" and (why := _why_float(graph, n, keep))}
+    seeds = {n.name: RULES[n.target] for n in nodes if n.op == "call_function" and n.name not in kept and _has_rule(n)}
+    hidden = {n.args[0].name for n in nodes if n.name in seeds and _fuses(n, seeds)}
+
+    joins = _join_shared(nodes, seeds, hidden)
+    touched = _touched(nodes, seeds, hidden)
+    live = {joins[name] for name in touched if name in joins}
+    order = {n.name: i for i, n in enumerate(nodes)}
+    members: dict[str, list[str]] = {}
+    for name, root in joins.items():
+        if root in live:
+            members.setdefault(root, []).append(name)
+    group = {m: min(ms, key=order.__getitem__) for ms in members.values() for m in ms}
+    fixed = {
+        group[n.name]: FIXED_GRIDS[n.target]
+        for n in nodes
+        if n.name in group and seeds.get(n.name) is Kind.FIXED
+    }
+    weights = {n.name: (_weight(n).name, WEIGHT_AXIS[n.target]) for n in nodes if seeds.get(n.name) is Kind.WEIGHTED}
+    weights |= _recurrent_weights(nodes, keep)
+    constants = frozenset(
+        (a.name, n.name)
+        for n in nodes
+        if seeds.get(n.name) in {Kind.COMPUTE, Kind.SHARED}
+        for a in n.all_input_nodes
+        if a.op == "get_attr" and is_float_tensor(a)
+    )
+    on_grid = frozenset(n for n, k in seeds.items() if k is not Kind.SHARED or n in group)
+    return GridPlan(group, fixed, weights, constants, on_grid, kept)
+
+
+def is_float_tensor(node: Node) -> bool:
+    """True when the node yields one float32 tensor."""
+    val = node.meta.get("val")
+    return isinstance(val, torch.Tensor) and val.dtype == torch.float32
+
+
+def layer_name(node: Node) -> str:
+    """Dotted module path of a node as the user wrote it, else the node's own name."""
+    stack = node.meta.get("nn_module_stack") or {}
+    for path, _ in reversed(list(stack.values())):
+        cleaned = str(path).removeprefix("L['self'].").removeprefix("L__self__").strip(".")
+        if cleaned:
+            return cleaned
+    return str(node.name)
+
+
+def _has_rule(node: Node) -> bool:
+    return node.target in RULES
+
+
+def _why_float(graph: GraphModule, node: Node, keep: tuple[str, ...]) -> str:
+    """Reason for which an op stays float; "" when nothing speaks against the grid."""
+    if any(fnmatchcase(node.name, p) or fnmatchcase(layer_name(node), p) for p in keep):
+        return "asked for by name"
+    if node.target is operator.getitem or not _touches_floats(node):
+        return ""
+    if node.target in RECURRENT:
+        return "recurrent cell: int8 weights, float compute"
+    if not _has_rule(node):
+        return "no int8 kernel that all three formats share"
+    kind = RULES[node.target]
+    if kind is Kind.WEIGHTED and not _weight_is_constant(graph, node):
+        return "weight is computed at run time"
+    if node.target is aten.conv_transpose2d.input and len(node.args) > 6 and node.args[6] != 1:
+        return "grouped transposed convolution has no int8 kernel in LiteRT"
+    if node.target in {aten.softmax.int, aten._softmax.default} and not _ends_the_graph(node):
+        return "softmax inside the network stays float32"
+    if kind is Kind.COMPUTE:
+        return _why_compute_float(graph, node)
+    return ""
+
+
+def _why_compute_float(graph: GraphModule, node: Node) -> str:
+    if node.target in {aten.matmul.default, aten.bmm.default}:
+        return "product of two activations has no static int8 kernel in LiteRT's delegate"
+    if any(u.target in FLOAT_NORMS for u in node.users):
+        return "residual stream that feeds a float32 norm"
+    for arg in node.all_input_nodes:
+        if not is_float_tensor(arg):
+            return "mixes integer and float tensors"
+        if arg.op == "get_attr" and _constant(graph, arg).abs().max() > MASK_MAGNITUDE:
+            return "adds a mask"
+    return ""
+
+
+def _touches_floats(node: Node) -> bool:
+    return is_float_tensor(node) or any(is_float_tensor(a) for a in node.all_input_nodes)
+
+
+def _ends_the_graph(node: Node) -> bool:
+    return all(u.op == "output" for u in node.users)
+
+
+def _constant(graph: GraphModule, node: Node) -> torch.Tensor:
+    value = operator.attrgetter(str(node.target))(graph)
+    assert isinstance(value, torch.Tensor)
+    return value
+
+
+def _weight(node: Node) -> Node:
+    weight = node.args[1]
+    assert isinstance(weight, Node)
+    return weight
+
+
+def _weight_is_constant(graph: GraphModule, node: Node) -> bool:
+    weight = node.args[1]
+    return isinstance(weight, Node) and weight.op == "get_attr" and _constant(graph, weight).dtype == torch.float32
+
+
+def _recurrent_weights(nodes: list[Node], keep: tuple[str, ...]) -> dict[str, tuple[str, int]]:
+    """One entry per weight matrix of a recurrent cell; rows of `W_ih` and `W_hh` are the channels."""
+    found: dict[str, tuple[str, int]] = {}
+    for n in nodes:
+        if n.target not in RECURRENT or any(fnmatchcase(n.name, p) or fnmatchcase(layer_name(n), p) for p in keep):
+            continue
+        params = next(a for a in n.args[1:] if isinstance(a, (list, tuple)) and len(a) >= 4)
+        for i, w in enumerate(p for p in params if isinstance(p, Node) and p.meta["val"].dim() == 2):
+            found[f"{n.name}#{i}"] = (w.name, 0)
+    return found
+
+
+def _fuses(node: Node, seeds: Mapping[str, Kind]) -> bool:
+    """A clamp right after an op that has no other reader."""
+    if seeds[node.name] is not Kind.CLAMP:
+        return False
+    before = node.args[0]
+    return isinstance(before, Node) and seeds.get(before.name) in FUSES_CLAMP and len(before.users) == 1
+
+
+def _join_shared(nodes: list[Node], seeds: Mapping[str, Kind], hidden: set[str]) -> dict[str, str]:
+    """Union-find over tensors that must share one grid; every float activation appears, hidden ones do not."""
+    parent = {n.name: n.name for n in nodes if is_float_tensor(n) and n.op != "get_attr" and n.name not in hidden}
+
+    def find(name: str) -> str:
+        while parent[name] != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    fixed_roots = {n.name for n in nodes if seeds.get(n.name) is Kind.FIXED}
+    for n in nodes:
+        sources = _shares_with(n, seeds, hidden)
+        for source in sources:
+            if n.name not in parent or source.name not in parent:
+                continue
+            a, b = find(source.name), find(n.name)
+            # Two predetermined grids never merge with a measured one through a concat: the edge requantizes.
+            if a != b and not (len(sources) > 1 and (a in fixed_roots or b in fixed_roots)):
+                parent[b] = a
+    return {name: find(name) for name in parent}
+
+
+def _shares_with(node: Node, seeds: Mapping[str, Kind], hidden: set[str]) -> list[Node]:
+    if node.target is operator.getitem:
+        source = node.args[0]
+        if isinstance(source, Node) and seeds.get(source.name) is Kind.SHARED:
+            return [a for a in source.all_input_nodes if a.op != "get_attr"][:1]
+        return []
+    kind = seeds.get(node.name)
+    shares = kind is Kind.SHARED or (kind is Kind.CLAMP and not _hides(node, hidden))
+    return [a for a in node.all_input_nodes if a.op != "get_attr"] if shares else []
+
+
+def _hides(node: Node, hidden: set[str]) -> bool:
+    before = node.args[0]
+    return isinstance(before, Node) and before.name in hidden
+
+
+def _touched(nodes: list[Node], seeds: Mapping[str, Kind], hidden: set[str]) -> set[str]:
+    """Tensors next to an op that computes on the grid."""
+    touched: set[str] = set()
+    for n in nodes:
+        kind = seeds.get(n.name)
+        if kind is None or kind is Kind.SHARED or (kind is Kind.CLAMP and not _hides(n, hidden)):
+            continue
+        touched.add(n.name)
+        touched.update(a.name for a in n.all_input_nodes)
+    return touched - hidden
