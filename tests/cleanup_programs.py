@@ -48,7 +48,7 @@ def op_counts(program: Program) -> Counter[str]:
 
 
 class Flat(nn.Module):
-    """Gives any model a flat tuple of outputs; with a fixed number of inputs, as `dynamic_shapes` needs it."""
+    """Gives any model of one or two inputs a flat tuple of outputs."""
 
     def __init__(self, module: nn.Module, inputs: int) -> None:
         super().__init__()

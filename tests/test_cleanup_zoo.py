@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+
 import zoo
 from cleanup_programs import program_of
-
 from edgekit_converters.cleanup import clean
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.node import map_arg
@@ -173,12 +175,9 @@ def infer(graph: GraphModule, node: Node) -> None:
     """Computes `node.meta["val"]` of a call from the `val` of its arguments, on fake tensors."""
     mode = _fake_mode(graph)
     args, kwargs = map_arg((node.args, node.kwargs), lambda argument: argument.meta.get("val"))
-    with torch.no_grad():
-        if mode is None:
-            node.meta["val"] = node.target(*args, **kwargs)
-        else:
-            with mode:
-                node.meta["val"] = node.target(*args, **kwargs)
+    assert callable(node.target)
+    with torch.no_grad(), enable_python_dispatcher(), contextlib.nullcontext() if mode is None else mode:
+        node.meta["val"] = node.target(*args, **kwargs)
 
 
 def _inherit(node: Node, like: Node) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
@@ -112,7 +113,8 @@ def refresh_meta(graph: GraphModule, example: Sequence[torch.Tensor]) -> None:
     if mode is None:
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         inputs = [mode.from_tensor(tensor, static_shapes=True) for tensor in example]
-    with torch.no_grad():
+    # The Python decompositions of lstm and gru take a symbolic batch, the C++ ones do not.
+    with torch.no_grad(), enable_python_dispatcher():
         FakeTensorProp(graph, mode).propagate_dont_convert_inputs(*inputs)
 
 
