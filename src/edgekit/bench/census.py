@@ -1,0 +1,66 @@
+"""What really runs in a saved file: integer kernels, float kernels, and the conversions between them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+__all__ = ["OpCensus", "delegated_partitions", "onnx_ops", "tflite_ops"]
+
+
+@dataclass(frozen=True, slots=True)
+class OpCensus:
+    """Operators of a file by what they compute in.
+
+    Attributes:
+        int8: integer kernels by op name.
+        hybrid: int8 weights with float ends (dynamic or weight-only).
+        floating: float kernels.
+        boundary: quantize and dequantize steps between the two.
+        other: index and shape arithmetic, neither of the two.
+        unfused: the float kernels that read a dequantized activation: what the runtime did not fuse.
+        partitions: parts of the graph that a delegate took, 0 where the runtime has none.
+        outside: ops that no delegate took.
+    """
+
+    int8: Counter[str] = field(default_factory=Counter)
+    hybrid: Counter[str] = field(default_factory=Counter)
+    floating: Counter[str] = field(default_factory=Counter)
+    boundary: Counter[str] = field(default_factory=Counter)
+    other: Counter[str] = field(default_factory=Counter)
+    unfused: Counter[str] = field(default_factory=Counter)
+    partitions: int = 0
+    outside: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def int8_ops(self) -> int:
+        """Number of integer kernels."""
+        return self.int8.total()
+
+
+def onnx_ops(path: Path) -> OpCensus:
+    """Count the ops of a `.onnx` file after ONNX Runtime's own optimisation for this machine.
+
+    Raises:
+        UsageError: ONNX Runtime refuses the file.
+    """
+    from edgekit.bench import onnx_census
+
+    return onnx_census.census(path)
+
+
+def tflite_ops(path: Path) -> OpCensus:
+    """Count the ops of a `.tflite` file and the partitions that XNNPACK takes on this machine.
+
+    Raises:
+        UsageError: the interpreter refuses the file, or none is installed.
+    """
+    from edgekit.bench import tflite_census
+
+    return tflite_census.census(path)
+
+
+def delegated_partitions(path: Path) -> int:
+    """Return the number of XNNPACK partitions of a `.tflite` file; one is ideal, each boundary costs."""
+    return tflite_ops(path).partitions
