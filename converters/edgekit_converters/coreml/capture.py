@@ -13,9 +13,7 @@ from torch.fx import Graph, Node
 from edgekit_converters.errors import LoweringError
 from edgekit_converters.program import Program
 
-WAY_OUT = (
-    "Replace the op in the model by supported ones, keep it outside the exported model, or leave coreml out of --format."
-)
+WAY_OUT = "Replace the op in the model by supported ones, keep it outside the exported model, or leave coreml out of --format."
 
 
 def capture(program: Program, supported: Collection[str]) -> ExportedProgram:

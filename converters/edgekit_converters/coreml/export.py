@@ -45,7 +45,9 @@ def export_coreml(program: QuantizedProgram, path: Path) -> None:
 def _convert(coremltools: Any, exported: ExportedProgram, program: Program) -> Any:
     return coremltools.convert(
         exported,
-        inputs=[coremltools.TensorType(name=i.name, dtype=_end_dtype(coremltools, i)) for i in program.inputs],
+        inputs=[
+            coremltools.TensorType(name=i.name, dtype=_end_dtype(coremltools, i)) for i in program.inputs
+        ],
         outputs=[coremltools.TensorType(name=o.name) for o in program.outputs],
         minimum_deployment_target=coremltools.target.iOS17,
         # Scales are float32 values: in float16 they and every value between two quantizations lose 13 bits, which

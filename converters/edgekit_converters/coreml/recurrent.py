@@ -57,7 +57,9 @@ def _rows(var: Var) -> Rows:
         by_row = scale.ndim == 0 or int(op.axis.val) == 0
         if by_row and not zero_point.any():
             return Rows(data, np.broadcast_to(scale, (len(data),)).copy())
-        scale, zero_point = (np.moveaxis(np.atleast_1d(v)[..., None], 0, op.axis.val) for v in (scale, zero_point))
+        scale, zero_point = (
+            np.moveaxis(np.atleast_1d(v)[..., None], 0, op.axis.val) for v in (scale, zero_point)
+        )
         return Rows((data.astype(np.float32) - zero_point) * scale, None)
     if var.val is None:
         raise ValueError("recurrent weights must be constants")
