@@ -91,11 +91,6 @@ def write_tflite(path: Path) -> Path:
     def operator(name: str, inputs: list[int], outputs: list[int]) -> schema.OperatorT:
         made = schema.OperatorT()
         made.opcodeIndex, made.inputs, made.outputs = codes[name], inputs, outputs
-        options = {
-            "ADD": schema.AddOptionsT,
-            "CUMSUM": schema.CumsumOptionsT,
-            "QUANTIZE": schema.QuantizeOptionsT,
-        }
         made.builtinOptionsType = getattr(schema.BuiltinOptions, f"{name.capitalize()}Options")
         made.builtinOptions = getattr(schema, f"{name.capitalize()}OptionsT")()
         return made
