@@ -1,8 +1,9 @@
 """Zip archives are checked before torch's native reader sees them.
 
-torch reads archives in C++, where a damaged file can end the process. A probe in a subprocess would cost two seconds
-and a second copy of the model for every load; the checksums that every member carries find truncation and
-bit rot in a tenth of that, so they are verified here, in Python, and nothing damaged reaches native code.
+torch reads archives in C++, where a damaged file can end the process. A probe in a subprocess would cost
+two seconds and a second copy of the model for every load; the checksums that every member carries find
+truncation and bit rot in a tenth of that, so they are verified here, in Python, and nothing damaged reaches
+native code.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def check_archive(path: Path) -> list[str]:
             declared = sum(member.file_size for member in members)
             if len(members) > MAX_MEMBERS or declared > size * MAX_EXPANSION + FREE_EXPANSION_BYTES:
                 raise UsageError(
-                    f"{path}: {len(members)} members that unpack to {declared} bytes from a file of {size} bytes",
+                    f"{path}: {len(members)} members that unpack to {declared} bytes from a file of {size} "
+                    f"bytes",
                     expected=f"at most {MAX_MEMBERS} members and {MAX_EXPANSION} times the size of the file",
                     way_out="This is not what torch writes. Save the model again from its source.",
                 )

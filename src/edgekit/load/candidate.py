@@ -75,7 +75,9 @@ def load_candidate(
         UsageError: the source cannot be read, or its input shapes are unknown or wrong.
         LoweringError: the model cannot become one graph (exit code 4).
     """
-    wish = Wish(tuple(input_shapes) if input_shapes else None, tuple(example) if example is not None else None)
+    wish = Wish(
+        tuple(input_shapes) if input_shapes else None, tuple(example) if example is not None else None
+    )
     with quiet():
         if isinstance(source, (str, Path)):
             loaded = read_model(Path(source), factory=factory, trust=trust)
@@ -83,7 +85,9 @@ def load_candidate(
             loaded = _in_memory(source)
         captured = _capture(loaded, wish)
     graph = captured.program.graph
-    params = sum(p.numel() for p in graph.parameters()) or sum(b.numel() for b in graph.buffers() if b.is_floating_point())
+    params = sum(p.numel() for p in graph.parameters()) or sum(
+        b.numel() for b in graph.buffers() if b.is_floating_point()
+    )
     return Candidate(
         captured.program, loaded.name, loaded.form, loaded.sha256, loaded.size_bytes, params,
         loaded.notes + captured.notes,
@@ -148,7 +152,8 @@ def _evaluation_copy(module: torch.nn.Module) -> torch.nn.Module:
         raise UsageError(
             f"{type(module).__name__} cannot be copied: {error}",
             expected="a module that copy.deepcopy accepts",
-            way_out="Export it yourself: torch.export.save(torch.export.export(model.eval(), example), 'model.pt2').",
+            way_out="Export it yourself: torch.export.save(torch.export.export(model.eval(), example), "
+            "'model.pt2').",
         ) from error
 
 
@@ -156,14 +161,17 @@ def _example(
     module: torch.nn.Module, wish: Wish, saved: tuple[torch.Tensor, ...] | None
 ) -> tuple[torch.Tensor, ...]:
     if wish.example is not None:
-        return tuple(v.float() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for v in wish.example)
+        return tuple(
+            v.float() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for v in wish.example
+        )
     if wish.shapes is None and saved is not None:
         return saved
     if wish.shapes is None:
         raise UsageError(
             f"{type(module).__name__} does not say what its input shapes are",
             expected="a shape for every input, batch first",
-            way_out="Pass --input-shape 1,3,224,224 (once for every input), or --data with inputs of that shape.",
+            way_out="Pass --input-shape 1,3,224,224 (once for every input), or --data with inputs of that "
+            "shape.",
         )
     return guess_dtypes(module, wish.shapes)
 
@@ -180,7 +188,7 @@ def guess_dtypes(module: torch.nn.Module, shapes: Sequence[tuple[int, ...]]) -> 
             try:
                 with torch.no_grad():
                     module(*example)
-            except Exception:  # noqa: BLE001, S112, PERF203 - the next combination is tried; all-float reports
+            except Exception:  # noqa: BLE001, S112 - the next combination is tried; all-float reports
                 continue
             return example
     return tuple(torch.zeros(shape) for shape in shapes)

@@ -1,7 +1,7 @@
 """A module and example inputs → a `Program`, with a free batch where the network has one.
 
-The batch is tried free first and believed only after a test: the outputs for a batch of three must be the three
-single outputs. What fails the test is captured at batch one, or as it is.
+The batch is tried free first and believed only after a test: the outputs for a batch of three must be the
+three single outputs. What fails the test is captured at batch one, or as it is.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def capture(
                     return captured
                 fixed = captured
                 break
-        except Exception as error:  # noqa: BLE001, PERF203 - the next route is tried; the last one reports
+        except Exception as error:  # noqa: BLE001 - the next route is tried; the last one reports
             failure = error
     if fixed is None:
         failure = failure or RuntimeError("the exported graph does not give the results of the model")
@@ -86,7 +86,9 @@ def _replayed(fixed: Captured, example: Sequence[torch.Tensor], batch: int) -> C
     carriers = batch_carriers([tuple(value.shape) for value in example])
     rows = resize_batch(tuple(v.float() if v.is_floating_point() else v for v in example), carriers, batch)
     reference = one_row(program.graph, rows)
-    again = capture(Replay(program.graph), rows, input_names=inputs, output_names=outputs, reference=reference)
+    again = capture(
+        Replay(program.graph), rows, input_names=inputs, output_names=outputs, reference=reference
+    )
     better = again.program.dynamic_batch or (batch != 1 and again.program.inputs[0].shape[:1] == (1,))
     return Captured(again.program, fixed.notes + again.notes) if better else fixed
 
@@ -152,10 +154,13 @@ def _export(
     if dynamic:
         flags = iter(carriers)
         shapes = pytree.tree_map(
-            lambda v: {0: torch.export.Dim.AUTO} if isinstance(v, torch.Tensor) and next(flags) else None, example
+            lambda v: {0: torch.export.Dim.AUTO} if isinstance(v, torch.Tensor) and next(flags) else None,
+            example,
         )
     with torch.no_grad():
-        exported = torch.export.export(module, example, dynamic_shapes=_for_varargs(module, shapes), strict=False)
+        exported = torch.export.export(
+            module, example, dynamic_shapes=_for_varargs(module, shapes), strict=False
+        )
     graph, notes = flatten_exported(exported)
     holders = graph.graph.find_nodes(op="placeholder")
     if names[0] is not None:
@@ -178,7 +183,7 @@ def _for_varargs(module: torch.nn.Module, shapes: Any) -> Any:
 
 
 def flatten_exported(exported: torch.export.ExportedProgram) -> tuple[GraphModule, tuple[str, ...]]:
-    """Flat graph and notes; programs whose in-place ops are tangled with views go through torch's own pass."""
+    """Flat graph and notes; in-place ops tangled with views go through torch's own pass."""
     try:
         return flatten(exported.module(check_guards=False))
     except NotFunctional:
@@ -240,7 +245,7 @@ def dtype_name(tensor: torch.Tensor) -> str:
 
 
 def output_names_of(exported: torch.export.ExportedProgram, count: int) -> list[str]:
-    """Names of the flat outputs: keys where the model returns a dict or a named tuple, else `output`, `output_0`, …."""
+    """Names of the flat outputs: keys of a dict or a named tuple, else `output`, `output_0`, …."""
     spec = exported.call_spec.out_spec
     if spec is None or spec.num_leaves != count:
         return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
@@ -302,4 +307,4 @@ def close(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> bool:
         return True
     a, b = a.double(), b.double()
     scale = b[torch.isfinite(b)].abs().max().item() if torch.isfinite(b).any() else 1.0
-    return torch.allclose(a, b, rtol=0.0, atol=tolerance * max(scale, 1e-6), equal_nan=True)
+    return bool(torch.allclose(a, b, rtol=0.0, atol=tolerance * max(scale, 1e-6), equal_nan=True))

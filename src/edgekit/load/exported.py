@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 import torch
 from torch.utils import _pytree as pytree
 
@@ -50,7 +51,9 @@ def from_user_export(
     concrete = _concrete_shapes(exported, values, names, shapes)
     inputs = tuple(_zeros(shape, value) for shape, value in zip(concrete, values, strict=True))
     if example is not None:
-        inputs = tuple(e.to(z.dtype) if e.shape == z.shape else z for e, z in zip(example, inputs, strict=True))
+        inputs = tuple(
+            e.to(z.dtype) if e.shape == z.shape else z for e, z in zip(example, inputs, strict=True)
+        )
     if _only_the_batch_is_open(values):
         open_already = program_of(graph, inputs, names, output_names)
         if batch_is_free(open_already):
@@ -87,7 +90,8 @@ def _concrete_shapes(
     """Numbers for every axis: the user's, else the program's, else those of the example saved with it."""
     if wished is not None and len(wished) != len(values):
         raise UsageError(
-            f"{len(wished)} input shapes were given for a program with {len(values)} inputs ({', '.join(names)})",
+            f"{len(wished)} input shapes were given for a program with {len(values)} inputs "
+            f"({', '.join(names)})",
             expected=f"{len(values)} shapes",
             way_out="Give --input-shape once for every input, or leave it out: the program knows its shapes.",
         )
@@ -105,7 +109,9 @@ def _concrete_shapes(
                 way_out="Leave --input-shape out, or export the program again with that shape.",
             )
         fallback = given or saved[i]
-        shapes.append(tuple(s if s is not None else _open_size(fallback, axis, name) for axis, s in enumerate(own)))
+        shapes.append(
+            tuple(s if s is not None else _open_size(fallback, axis, name) for axis, s in enumerate(own))
+        )
     return shapes
 
 

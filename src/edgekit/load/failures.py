@@ -101,7 +101,8 @@ def run_once(module: torch.nn.Module, example: Sequence[Any]) -> None:
             f"the model refuses inputs of shape {shapes}{layer}: {_first_lines(str(error))}"
             + (f" ({where})" if where else ""),
             expected=_expected(str(error)),
-            way_out="Give the shape with the batch first, e.g. --input-shape 1,3,224,224, once for every input.",
+            way_out="Give the shape with the batch first, e.g. --input-shape 1,3,224,224, once for every "
+            "input.",
         ) from error
 
 

@@ -149,7 +149,8 @@ def _with_network(path: Path, weights: dict[str, torch.Tensor], factory: str | N
         raise UsageError(
             f"{path}: a state dict, {len(weights)} tensors without the network that they belong to",
             expected="the code that builds the network",
-            way_out="Pass --factory module:callable (the current folder is importable), or save the whole model with "
+            way_out="Pass --factory module:callable (the current folder is importable), or save the whole "
+            "model with "
             "torch.export.save, which needs no code.",
         )
     return fill(build(factory), weights, str(path))

@@ -1,8 +1,8 @@
 """From the graph that `torch.export` makes to the graph that a `Program` promises.
 
-The promise (see `edgekit_converters.program.Program`): flat inputs, flat tuple out, no guards, no in-place ops,
-evaluation form, float32, high-level ATen ops. Every step here edits one `torch.fx` graph and is exact, but for
-half-precision programs, which are computed in float32 from then on.
+The promise (see `edgekit_converters.program.Program`): flat inputs, flat tuple out, no guards, no in-place
+ops, evaluation form, float32, high-level ATen ops. Every step here edits one `torch.fx` graph and is exact,
+but for half-precision programs, which are computed in float32 from then on.
 """
 
 from __future__ import annotations
@@ -109,9 +109,11 @@ def _inline(module: GraphModule, region: GraphModule, node: Node, operands: tupl
 def _adopt(module: GraphModule, region: GraphModule, target: str) -> None:
     """Give `module` the attribute that a region reads, under the same dotted name."""
     owner, _, leaf = target.rpartition(".")
-    if not hasattr(module, target.split(".")[0]):
+    if not hasattr(module, target.split(".", maxsplit=1)[0]):
         value = getattr(region.get_submodule(owner) if owner else region, leaf)
-        module.register_buffer(target, value) if not owner else setattr(module, owner, region.get_submodule(owner))
+        module.register_buffer(target, value) if not owner else setattr(
+            module, owner, region.get_submodule(owner)
+        )
 
 
 def _erase_checks(module: GraphModule) -> None:
@@ -119,7 +121,10 @@ def _erase_checks(module: GraphModule) -> None:
     for node in reversed(list(module.graph.nodes)):
         if node.op != "call_function" or node.users:
             continue
-        if getattr(node.target, "_opname", "") in _CHECKS or node.target in (torch._check, torch._check_is_size):
+        if getattr(node.target, "_opname", "") in _CHECKS or node.target in (
+            torch._check,
+            torch._check_is_size,
+        ):
             module.graph.erase_node(node)
 
 
@@ -141,7 +146,7 @@ def _as_float32(value: object) -> object:
 
 
 def _drop_constant_inputs(module: GraphModule) -> None:
-    """Python numbers and `None` that were arguments of `forward` are baked in by export and no longer inputs."""
+    """Arguments of `forward` that are numbers or `None` are baked in by export: no longer inputs."""
     for node in list(module.graph.nodes):
         if node.op == "placeholder" and "val" in node.meta and not isinstance(node.meta["val"], torch.Tensor):
             if node.users:
@@ -182,7 +187,9 @@ def _tuple_output(module: GraphModule) -> None:
 
 def source_line(node: Node) -> str:
     """`file:line` of the user's code that made `node`, or the module path, or ""."""
-    frames = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines() if "File " in line]
+    frames = [
+        line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines() if "File " in line
+    ]
     if frames:
         parts = frames[-1].split(", ")
         return parts[0].removeprefix("File ").strip('"') + ":" + parts[1].removeprefix("line ").split(" ")[0]
@@ -214,8 +221,8 @@ def index_bounds(module: GraphModule) -> dict[str, int]:
 
 def _keeps_values(target: Callable[..., object]) -> bool:
     return getattr(target, "_opname", "") in (
-        "view", "reshape", "flatten", "to", "_to_copy", "clone", "contiguous", "unsqueeze", "squeeze", "slice",
-        "select", "transpose", "permute", "expand", "alias", "detach",
+        "view", "reshape", "flatten", "to", "_to_copy", "clone", "contiguous", "unsqueeze", "squeeze",
+        "slice", "select", "transpose", "permute", "expand", "alias", "detach",
     )  # fmt: skip
 
 

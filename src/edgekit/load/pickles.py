@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy._core.multiarray as _multiarray
 import torch
 
 from edgekit.errors import UsageError
@@ -22,10 +23,10 @@ from edgekit.load.archive import damaged
 # Plain values that training scripts keep beside the weights; their constructors do nothing but hold data.
 _HARMLESS = [argparse.Namespace, np.dtype, np.ndarray, *{type(np.dtype(c)) for c in "?bBhHiIlLqQefd"}]
 _HARMLESS_FUNCTIONS = [
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
-    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
-    (np._core.multiarray._reconstruct, "numpy._core.multiarray._reconstruct"),
+    (_multiarray.scalar, "numpy.core.multiarray.scalar"),
+    (_multiarray.scalar, "numpy._core.multiarray.scalar"),
+    (_multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
+    (_multiarray._reconstruct, "numpy._core.multiarray._reconstruct"),
 ]
 _WEIGHTS_ONLY = ("torch.", "torch", "collections", "numpy", "argparse", "_codecs")
 
@@ -45,7 +46,9 @@ def named_by(path: Path) -> list[str]:
     else:
         data = path.read_bytes()
     names = _globals(data)
-    return sorted(n for n in names if n.split(".")[0] not in _WEIGHTS_ONLY or n.startswith("torch.nn.modules"))
+    return sorted(
+        n for n in names if n.split(".")[0] not in _WEIGHTS_ONLY or n.startswith("torch.nn.modules")
+    )
 
 
 def _globals(data: bytes) -> set[str]:
@@ -87,11 +90,21 @@ def load_pickled(path: Path, *, trust: bool) -> Any:
         names = named_by(path)
         if not names:
             raise damaged(path, str(error).splitlines()[0]) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        RecursionError,
+    ) as error:
         raise damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
     if not trust:
         raise UsageError(
-            f"{path}: a pickled object of {', '.join(names[:3])}{', …' if len(names) > 3 else ''}; unpickling runs "
+            f"{path}: a pickled object of {', '.join(names[:3])}{', …' if len(names) > 3 else ''}; "
+            f"unpickling runs "
             "code that the file chooses, so nothing was unpickled",
             expected="an exported program, TorchScript, or a state dict",
             way_out="Pass --trust if you made the file or trust who did; or save it with torch.export.save.",
@@ -106,7 +119,8 @@ def _load_trusted(path: Path) -> Any:
         raise UsageError(
             f"{path}: the source code of the model is not importable here: {error}",
             expected="the package or module that defines the model, on the import path",
-            way_out="Run edgekit in the folder of that source, or install it; or save with torch.export.save, which "
+            way_out="Run edgekit in the folder of that source, or install it; or save with "
+            "torch.export.save, which "
             "needs no source.",
         ) from error
     except Exception as error:  # the file's own code runs here and may raise anything

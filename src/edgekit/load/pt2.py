@@ -1,8 +1,8 @@
 """Reads what `torch.export.save` wrote, without letting the file run code.
 
-`torch.export.load` unpickles some members with `weights_only=False`, hands size expressions to sympy's `eval`, and
-calls whatever function a node of the graph names. So the archive is read first as plain JSON, and what goes
-beyond tensors, arithmetic and registered ops needs `trust`.
+`torch.export.load` unpickles some members with `weights_only=False`, hands size expressions to sympy's
+`eval`, and calls whatever function a node of the graph names. So the archive is read first as plain JSON,
+and what goes beyond tensors, arithmetic and registered ops needs `trust`.
 """
 
 from __future__ import annotations
@@ -98,7 +98,10 @@ def _refuse_code(path: Path, text: Any) -> None:
 
 
 def _mentions_gpu(text: Any) -> bool:
-    return any(key == "device" and isinstance(v, dict) and v.get("type") not in (None, "cpu") for key, v in _walk(text))
+    return any(
+        key == "device" and isinstance(v, dict) and v.get("type") not in (None, "cpu")
+        for key, v in _walk(text)
+    )
 
 
 def _rewritten(path: Path, texts: dict[str, Any]) -> io.BytesIO:
@@ -134,7 +137,8 @@ def _only_weights(active: bool) -> Iterator[None]:
 def _unreadable(path: Path, error: Exception) -> UsageError:
     text = " ".join(str(error).split())[:300]
     return UsageError(
-        f"{path}: torch {torch.__version__} cannot read this exported program: {type(error).__name__}: {text}",
+        f"{path}: torch {torch.__version__} cannot read this exported program: {type(error).__name__}: "
+        f"{text}",
         expected="a program saved by torch.export.save, of this torch or an earlier one with the same schema",
         way_out="Export it again with this torch, or install the torch that wrote it.",
     )

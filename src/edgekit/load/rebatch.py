@@ -1,9 +1,10 @@
 """Runs a graph that was captured at one batch size at another one.
 
-`torch.export.export(model, (x,))` without dynamic shapes writes the batch of its example into the graph: `view(x,
-[1, 768])`, `expand(token, [1, 1, 192])`, `zeros([2, 1, 64])`. `Replay` computes the same graph and, for each of those
-ops, derives the size that the *present* batch asks for. Exporting a `Replay` gives a graph with a free batch. The
-derivation is a heuristic; the caller proves the outcome numerically and else keeps the old graph.
+`torch.export.export(model, (x,))` without dynamic shapes writes the batch of its example into the graph:
+`view(x, [1, 768])`, `expand(token, [1, 1, 192])`, `zeros([2, 1, 64])`. `Replay` computes the same graph
+and, for each of those ops, derives the size that the *present* batch asks for. Exporting a `Replay` gives a
+graph with a free batch. The derivation is a heuristic; the caller proves the outcome numerically and else
+keeps the old graph.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def _expand(node: Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
     if then is None or out is None:
         return args
     extra = len(out) - len(then)
-    sizes = [-1 if i >= extra and out[i] == then[i - extra] else size for i, size in enumerate(out)]
+    sizes = [-1 if i >= extra and size == then[i - extra] else size for i, size in enumerate(out)]
     return (args[0], sizes, *args[2:])
 
 
@@ -125,7 +126,7 @@ def _spread(tensor: torch.Tensor, axis: int, size: Any) -> torch.Tensor:
     return first.expand(*[size if i == axis else -1 for i in range(tensor.dim())])
 
 
-def _recurrent(node: Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _recurrent(_: Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Initial states `(layers, batch, width)` follow the batch of the sequence."""
     batch_first = args[-1]
     if not isinstance(batch_first, bool) or args[0].dim() != 3:

@@ -52,7 +52,9 @@ def _forget_running_updates(module: GraphModule) -> bool:
         name = getattr(node.target, "_opname", "")
         if name in ("copy_", "add_", "copy") and node.args[0].op == "get_attr" and not node.users:
             source = node.args[1]
-            norm = source.args[0] if isinstance(source, Node) and source.target is operator.getitem else source
+            norm = (
+                source.args[0] if isinstance(source, Node) and source.target is operator.getitem else source
+            )
             if not isinstance(norm, Node) or getattr(norm.target, "_opname", "") in (*_TRAINING_NORMS, "add"):
                 module.graph.erase_node(node)
         elif name in _TRAINING_NORMS:
@@ -97,7 +99,14 @@ def _evaluation_form(node: Node) -> bool:
             node.args = tuple(args)
             return True
         return False
-    index = {"batch_norm": 5, "dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "lstm": 6, "gru": 6}.get(name)
+    index = {
+        "batch_norm": 5,
+        "dropout": 2,
+        "feature_dropout": 2,
+        "alpha_dropout": 2,
+        "lstm": 6,
+        "gru": 6,
+    }.get(name)
     if name in ("dropout", "feature_dropout", "alpha_dropout") and len(args) > 2:
         index = 2
     if index is None or len(args) <= index or args[index] is not True:
@@ -143,7 +152,9 @@ def _transposed_weight(node: object) -> Node | None:
 
 def _addmm(node: Node) -> Call | None:
     weight = _transposed_weight(node.args[2])
-    return None if weight is None or node.kwargs else (aten.linear.default, (node.args[1], weight, node.args[0]))
+    return (
+        None if weight is None or node.kwargs else (aten.linear.default, (node.args[1], weight, node.args[0]))
+    )
 
 
 def _mm(node: Node) -> Call | None:
@@ -164,7 +175,9 @@ def _dropout(node: Node) -> Call | None:
 def _copy(node: Node) -> Call | None:
     """`copy(into, source)` is the source where shape and dtype are already right."""
     into, source = (arg.meta.get("val") for arg in node.args[:2])
-    same = into is not None and source is not None and into.dtype == source.dtype and into.shape == source.shape
+    same = (
+        into is not None and source is not None and into.dtype == source.dtype and into.shape == source.shape
+    )
     return (aten.alias.default, (node.args[1],)) if same else None
 
 

@@ -62,7 +62,8 @@ def _prove(captured: Captured, script: torch.jit.ScriptModule) -> None:
         expected = flat_tensors(script(*row))
         got = program.graph(*row)
     same = len(got) == len(expected) and all(
-        close(a, b.float() if b.is_floating_point() else b, _TOLERANCE) for a, b in zip(got, expected, strict=True)
+        close(a, b.float() if b.is_floating_point() else b, _TOLERANCE)
+        for a, b in zip(got, expected, strict=True)
     )
     if not same:
         raise LoweringError(
@@ -82,7 +83,8 @@ def flat_tensors(result: Any) -> tuple[torch.Tensor, ...]:
 _STORAGES = {
     "FloatStorage": torch.float32, "DoubleStorage": torch.float32, "HalfStorage": torch.float32,
     "BFloat16Storage": torch.float32, "LongStorage": torch.int64, "IntStorage": torch.int32,
-    "BoolStorage": torch.bool, "ByteStorage": torch.uint8, "CharStorage": torch.int8, "ShortStorage": torch.int16,
+    "BoolStorage": torch.bool, "ByteStorage": torch.uint8, "CharStorage": torch.int8,
+    "ShortStorage": torch.int16,
 }  # fmt: skip
 
 
@@ -127,7 +129,15 @@ def traced_example(path: Path) -> tuple[torch.Tensor, ...] | None:
         with archive.open(name) as stream:
             try:
                 kept = _ShapeReader(stream).load()
-            except (pickle.UnpicklingError, TypeError, ValueError, KeyError, EOFError, AttributeError, IndexError):
+            except (
+                pickle.UnpicklingError,
+                TypeError,
+                ValueError,
+                KeyError,
+                EOFError,
+                AttributeError,
+                IndexError,
+            ):
                 return None  # a hint only; without it the shapes are asked for
     forward = kept.get("forward") if isinstance(kept, dict) else None
     tensors = flat_tensors(forward)

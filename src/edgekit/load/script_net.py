@@ -1,8 +1,8 @@
 """A TorchScript model as an ordinary module, without its source code.
 
-`ScriptNet` holds the weights under their own names and computes the inlined TorchScript graph node by node. Running
-it under `torch.export` gives the same high-level ATen ops that the author's Python would: torch's own converter
-turns convolutions into their core form and fixes the batch.
+`ScriptNet` holds the weights under their own names and computes the inlined TorchScript graph node by node.
+Running it under `torch.export` gives the same high-level ATen ops that the author's Python would: torch's
+own converter turns convolutions into their core form and fixes the batch.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class ScriptNet(torch.nn.Module):  # type: ignore[misc]
         has_tensor = any(isinstance(v, torch.Tensor) for v in values)
         if kind in ON_VALUES and not has_tensor:
             return ON_VALUES[kind](*values)
-        if kind == "aten::__getitem__" or kind == "aten::append" or kind == "aten::_set_item":
+        if kind in ("aten::__getitem__", "aten::append", "aten::_set_item"):
             return ON_VALUES[kind](*values)
         if kind.startswith("prim::") or node.schema() == "(no schema)":
             raise LoweringError(
@@ -205,7 +205,14 @@ def _returns(block: Any) -> list[Any]:
 
 
 def _is_instance(value: Any, node: Any) -> bool:
-    kinds = {"Tensor": torch.Tensor, "int": int, "float": float, "str": str, "bool": bool, "NoneType": type(None)}
+    kinds = {
+        "Tensor": torch.Tensor,
+        "int": int,
+        "float": float,
+        "str": str,
+        "bool": bool,
+        "NoneType": type(None),
+    }
     return any(isinstance(value, kinds.get(str(t), ())) for t in node.tys("types"))
 
 

@@ -1,7 +1,7 @@
 """What TorchScript's own ops mean in Python; everything else is an ATen op that torch has.
 
-TorchScript has typed twins of Python's arithmetic, lists and strings. A row here maps a kind to a function of its
-inputs; the row of an op that also takes tensors is used only when no input is one.
+TorchScript has typed twins of Python's arithmetic, lists and strings. A row here maps a kind to a function
+of its inputs; the row of an op that also takes tensors is used only when no input is one.
 """
 
 from __future__ import annotations
@@ -16,10 +16,16 @@ import torch
 # c10::ScalarType, c10::Layout and c10::MemoryFormat are plain integers in TorchScript.
 DTYPES = {
     0: torch.uint8, 1: torch.int8, 2: torch.int16, 3: torch.int32, 4: torch.int64, 5: torch.float16,
-    6: torch.float32, 7: torch.float64, 9: torch.complex64, 10: torch.complex128, 11: torch.bool, 15: torch.bfloat16,
+    6: torch.float32, 7: torch.float64, 9: torch.complex64, 10: torch.complex128, 11: torch.bool,
+    15: torch.bfloat16,
 }  # fmt: skip
 _DTYPE_NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
-_MEMORY = {0: torch.contiguous_format, 1: torch.preserve_format, 2: torch.channels_last, 3: torch.channels_last_3d}
+_MEMORY = {
+    0: torch.contiguous_format,
+    1: torch.preserve_format,
+    2: torch.channels_last,
+    3: torch.channels_last_3d,
+}
 
 
 def _slice(values: Sequence[Any], start: int | None, end: int | None, step: int = 1) -> Sequence[Any]:
@@ -65,7 +71,7 @@ def _scaled(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     return lambda a, b, alpha=1: function(a, b if alpha == 1 else b * alpha)
 
 
-def _tensor(data: Any, dtype: int | None = None, device: object = None, requires_grad: bool = False) -> Any:  # noqa: ARG001, FBT001, FBT002
+def _tensor(data: Any, dtype: int | None = None, *_: object) -> Any:
     kind = None if dtype is None else DTYPES[dtype]
     return torch.tensor(data, dtype=kind)
 
@@ -85,10 +91,13 @@ ON_VALUES: dict[str, Callable[..., Any]] = {
     "aten::__and__": operator.and_, "aten::__or__": operator.or_, "aten::__xor__": operator.xor,
     "aten::slice": _slice, "aten::copy": list, "aten::list": list, "aten::len": len,
     "aten::append": _append, "aten::insert": list.insert, "aten::pop": lambda c, *k: c.pop(*k),
-    "aten::extend": list.extend, "aten::index": lambda c, v: c.index(v), "aten::__getitem__": operator.getitem,
+    "aten::extend": list.extend, "aten::index": lambda c, v: c.index(v),
+    "aten::__getitem__": operator.getitem,
     "aten::_set_item": _set_item, "aten::Delete": operator.delitem, "prim::min": min, "prim::max": max,
-    "aten::min": min, "aten::max": max, "aten::str": str, "aten::all": all, "aten::any": any, "aten::sum": sum,
-    "aten::clear": lambda c: c.clear(), "aten::reverse": lambda c: c.reverse(), "aten::sort": lambda c, *_: c.sort(),
+    "aten::min": min, "aten::max": max, "aten::str": str, "aten::all": all, "aten::any": any,
+    "aten::sum": sum,
+    "aten::clear": lambda c: c.clear(), "aten::reverse": lambda c: c.reverse(),
+    "aten::sort": lambda c, *_: c.sort(),
 }  # fmt: skip
 
 # On anything, tensors too.
@@ -100,16 +109,22 @@ ALWAYS: dict[str, Callable[..., Any]] = {
     "aten::values": lambda d: list(d.values()), "aten::items": lambda d: list(d.items()),
     "aten::get": lambda d, *k: d.get(*k), "aten::format": lambda s, *a: s.format(*a), "aten::warn": _nothing,
     "aten::percentFormat": lambda s, *a: s % a, "aten::__range_length": _range_length,
-    "aten::__derive_index": lambda i, start, step: start + i * step, "aten::Int": _int, "aten::IntImplicit": _int,
+    "aten::__derive_index": lambda i, start, step: start + i * step, "aten::Int": _int,
+    "aten::IntImplicit": _int,
     "aten::Float": lambda v: float(_number(v)), "aten::FloatImplicit": lambda v: float(_number(v)),
     "aten::Bool": bool, "aten::ScalarImplicit": _number, "aten::item": _number, "aten::tensor": _tensor,
     "aten::as_tensor": lambda v, *a: v if isinstance(v, torch.Tensor) else _tensor(v, *a[:1]),
     "aten::is_floating_point": lambda x: x.is_floating_point(), "aten::is_complex": lambda x: x.is_complex(),
-    "aten::requires_grad": lambda _: False, "aten::is_grad_enabled": lambda: False, "aten::is_scripting": lambda: True,
-    "prim::NumToTensor": lambda v: v, "prim::unchecked_cast": lambda v: v, "aten::_unwrap_optional": lambda v: v,
-    "prim::unchecked_unwrap_optional": lambda v: v, "prim::data": lambda v: v.detach(), "prim::Print": _nothing,
-    "prim::device": lambda _: torch.device("cpu"), "prim::is_cuda": lambda _: False, "prim::layout": lambda _: 0,
-    "prim::dtype": lambda x: _DTYPE_NUMBERS[x.dtype], "prim::Uninitialized": _nothing, "prim::rangelist": lambda n: list(range(n)),
+    "aten::requires_grad": lambda _: False, "aten::is_grad_enabled": lambda: False,
+    "aten::is_scripting": lambda: True,
+    "prim::NumToTensor": lambda v: v, "prim::unchecked_cast": lambda v: v,
+    "aten::_unwrap_optional": lambda v: v,
+    "prim::unchecked_unwrap_optional": lambda v: v, "prim::data": lambda v: v.detach(),
+    "prim::Print": _nothing,
+    "prim::device": lambda _: torch.device("cpu"), "prim::is_cuda": lambda _: False,
+    "prim::layout": lambda _: 0,
+    "prim::dtype": lambda x: _DTYPE_NUMBERS[x.dtype], "prim::Uninitialized": _nothing,
+    "prim::rangelist": lambda n: list(range(n)),
     "prim::ListConstruct": lambda *v: list(v), "prim::TupleConstruct": lambda *v: v,
     "prim::DictConstruct": lambda *v: dict(zip(v[::2], v[1::2], strict=True)),
     "prim::TupleIndex": operator.getitem, "aten::detach": lambda x: x,
@@ -140,25 +155,31 @@ def aten_call(schema_text: str, values: Sequence[Any]) -> Any:
 
 
 def _plain(name: str, value: Any, kind: str) -> Any:
-    """Enumerations from their integers; every device is the CPU; numbers where a tensor is wanted become one."""
+    """Enumerations from integers, the CPU for every device, a tensor where one is wanted."""
     if name == "device" and value is not None:
         return torch.device("cpu")
     if name == "pin_memory":
         return None
-    if isinstance(value, int) and not isinstance(value, bool):
-        if name.endswith("dtype"):
-            return DTYPES[value]
-        if name == "layout":
-            return torch.strided
-        if name == "memory_format":
-            return _MEMORY[value]
+    table = next((t for suffix, t in _ENUMERATIONS.items() if name.endswith(suffix)), None)
+    if table is not None and isinstance(value, int) and not isinstance(value, bool):
+        return table[value]
     if kind == "Tensor" and isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
-        return torch.scalar_tensor(value, dtype=torch.int64 if isinstance(value, (int, torch.SymInt)) else None)
+        return torch.scalar_tensor(
+            value, dtype=torch.int64 if isinstance(value, (int, torch.SymInt)) else None
+        )
     return value
 
 
 def _convolution(  # noqa: PLR0917
-    x: Any, w: Any, b: Any, stride: Any, pad: Any, dilation: Any, transposed: bool, output_pad: Any, groups: int  # noqa: FBT001
+    x: Any,
+    w: Any,
+    b: Any,
+    stride: Any,
+    pad: Any,
+    dilation: Any,
+    transposed: bool,
+    output_pad: Any,
+    groups: int,
 ) -> Any:
     dims = w.dim() - 2
     if transposed:

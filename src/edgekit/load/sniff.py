@@ -11,13 +11,17 @@ _LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 FOREIGN: dict[str, tuple[str, str]] = {
     "onnx": (
         "an ONNX model",
-        "edgekit quantizes the PyTorch model that it was exported from: torch.export.save(torch.export.export("
+        "edgekit quantizes the PyTorch model that it was exported from: "
+        "torch.export.save(torch.export.export("
         "model.eval(), example), 'model.pt2').",
     ),
     "tflite": ("a TensorFlow Lite model", "Pass the PyTorch model that it was converted from."),
     "hdf5": ("an HDF5 file (Keras)", "Port the network to PyTorch, load its weights and export it."),
     "gzip": ("compressed with gzip", "Unpack it first: gunzip FILE, or tar xzf FILE."),
-    "html": ("a web page, so the download went wrong", "Download the model itself: the raw file, not its page."),
+    "html": (
+        "a web page, so the download went wrong",
+        "Download the model itself: the raw file, not its page.",
+    ),
     "lfs": ("a Git LFS pointer, not the model", "Run git lfs pull in that checkout."),
     "npz": ("a NumPy archive: data, not a model", "Pass it with --data."),
     "zip": ("a zip archive without a torch model in it", "Unpack it and pass the model inside."),

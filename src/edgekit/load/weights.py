@@ -71,7 +71,8 @@ def fill(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], where: st
         raise UsageError(
             f"{where}: the weights do not fit the network of the factory: {', '.join(found)}",
             expected=f"the {len(wanted)} tensors of {type(module).__name__}",
-            way_out="Let --factory build exactly the network that was trained (same width, same number of classes).",
+            way_out="Let --factory build exactly the network that was trained (same width, same number of "
+            "classes).",
         )
     module.load_state_dict(weights, strict=False)
     return module
@@ -92,7 +93,9 @@ def build(factory: str) -> torch.nn.Module:
             for part in attribute.split("."):
                 made = getattr(made, part)
         except Exception as error:  # importing runs the user's code
-            raise _factory_error(factory, f"{type(error).__name__}: {error}", "an importable callable") from error
+            raise _factory_error(
+                factory, f"{type(error).__name__}: {error}", "an importable callable"
+            ) from error
         if not isinstance(made, Callable):  # type: ignore[arg-type]
             raise _factory_error(factory, f"it is a {type(made).__name__}", "a callable without arguments")
         try:
@@ -110,7 +113,8 @@ def _factory_error(factory: str, found: str, expected: str) -> UsageError:
     return UsageError(
         f"--factory {factory}: {found}",
         expected=expected,
-        way_out="Write a function without arguments that returns the network, and pass --factory module:function; "
+        way_out="Write a function without arguments that returns the network, and pass --factory "
+        "module:function; "
         "the current folder is on the import path.",
     )
 
