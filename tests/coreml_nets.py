@@ -7,7 +7,6 @@ import operator
 from typing import Any
 
 import torch
-from edgekit_converters.program import Program, QuantizedProgram, TensorInfo
 from torch import nn
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
@@ -18,6 +17,8 @@ from torchao.quantization.pt2e.quantizer import (
     Quantizer,
     SharedQuantizationSpec,
 )
+
+from edgekit_converters.program import Program, QuantizedProgram, TensorInfo
 
 aten = torch.ops.aten
 ACTIVATION = QuantizationSpec(
@@ -34,8 +35,19 @@ SHARED_OPS = {
 }  # fmt: skip
 ARITHMETIC = {aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor, aten.avg_pool2d.default,
               aten.adaptive_avg_pool2d.default, aten.mean.dim, aten.upsample_bilinear2d.vec}  # fmt: skip
-WEIGHTED = {aten.conv1d.default: 0, aten.conv2d.default: 0, aten.conv_transpose2d.input: 1, aten.linear.default: 0}
-FUSED = {aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.hardtanh_.default, aten.relu6.default}
+WEIGHTED = {
+    aten.conv1d.default: 0,
+    aten.conv2d.default: 0,
+    aten.conv_transpose2d.input: 1,
+    aten.linear.default: 0,
+}
+FUSED = {
+    aten.relu.default,
+    aten.relu_.default,
+    aten.hardtanh.default,
+    aten.hardtanh_.default,
+    aten.relu6.default,
+}
 RECURRENT = {aten.lstm.input, aten.gru.input}
 
 
@@ -51,7 +63,7 @@ def _weight(axis: int) -> QuantizationSpec:
 
 
 class GridQuantizer(Quantizer):  # type: ignore[misc]
-    """int8 per-tensor affine activations, int8 per-channel symmetric weights, one grid through shape-only ops."""
+    """int8 affine activations, int8 per-channel weights, one grid through shape-only ops."""
 
     def annotate(self, model: GraphModule) -> GraphModule:
         for node in model.graph.nodes:
@@ -97,7 +109,9 @@ def _only_feeds_fused(node: Node) -> bool:
     return node.target in (WEIGHTED.keys() | ARITHMETIC) and len(users) == 1 and users[0].target in FUSED
 
 
-def example_program(module: nn.Module, example: tuple[torch.Tensor, ...], names: tuple[str, ...] = ("x",)) -> Program:
+def example_program(
+    module: nn.Module, example: tuple[torch.Tensor, ...], names: tuple[str, ...] = ("x",)
+) -> Program:
     """Captures `module` the way the workbench does."""
     graph = torch.export.export(module.eval(), example).module(check_guards=False)
     flat = module(*example)
@@ -152,14 +166,28 @@ class InvertedResidual(nn.Module):
 
 def mobilenet_v2(classes: int = 1000) -> nn.Module:
     """MobileNetV2 with folded batch norms, for timing."""
-    spec = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+    spec = (
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    )
     layers: list[nn.Module] = [nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU6()]
     cin = 32
     for expand, cout, n, stride in spec:
         for i in range(n):
             layers.append(InvertedResidual(cin, cout, stride if i == 0 else 1, expand))
             cin = cout
-    layers += [nn.Conv2d(cin, 1280, 1), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, classes)]
+    layers += [
+        nn.Conv2d(cin, 1280, 1),
+        nn.ReLU6(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(1280, classes),
+    ]
     return nn.Sequential(*layers)
 
 

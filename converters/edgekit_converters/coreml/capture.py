@@ -1,9 +1,10 @@
-"""From the quantized fx graph to the exported program that coremltools reads, and back to source lines."""
+"""From the quantized fx graph to the exported program that coremltools reads."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,18 +14,22 @@ from torch.fx import Graph, Node
 from edgekit_converters.errors import LoweringError
 from edgekit_converters.program import Program
 
-WAY_OUT = "Replace the op in the model by supported ones, keep it outside the exported model, or leave coreml out of --format."
+TORCH = Path(torch.__file__).parent
+WAY_OUT = (
+    "Replace the op in the model by supported ones, keep it outside of the exported model, "
+    "or leave coreml out of --format."
+)
 
 
 def capture(program: Program, supported: Collection[str]) -> ExportedProgram:
     """Exports a program so that every op is one that coremltools converts.
 
-    Composite ops stay whole where there is a conversion (`linear`, `layer_norm`, `lstm.input`): decomposed, they
-    come out as a longer program with other roundings. Only ops without a conversion are decomposed.
+    Composite ops stay whole where there is a conversion (`linear`, `layer_norm`, `lstm.input`): decomposed,
+    they come out as a longer program with other roundings. Only ops without a conversion are decomposed.
 
     Args:
-        program: quantized or float program; batch size one is fixed. A flexible batch would keep the program off
-            the Neural Engine, which takes fixed and enumerated shapes only.
+        program: quantized or float program. Batch size one is fixed: a flexible batch would keep the program
+            off the Neural Engine, which takes fixed and enumerated shapes only.
         supported: ops with a conversion, as coremltools spells them.
 
     Returns:
@@ -45,7 +50,7 @@ def capture(program: Program, supported: Collection[str]) -> ExportedProgram:
         raise LoweringError(
             format="coreml",
             op=f"aten.{op_kind(missing[0].target)}",
-            where=where_in_source(missing[0], exported.graph, program.graph.graph),
+            where=where_in_source(missing[0]),
             why="coremltools has no conversion for it and PyTorch no decomposition",
             way_out=WAY_OUT,
         )
@@ -53,7 +58,7 @@ def capture(program: Program, supported: Collection[str]) -> ExportedProgram:
 
 
 def op_kind(target: Any) -> str:
-    """Spells an op the way coremltools looks it up, e.g. `conv2d`, `lstm.input`, `quantized_decomposed::…`."""
+    """Spells an op the way coremltools looks it up, e.g. `conv2d`, `lstm.input`."""
     from coremltools.converters.mil.frontend.torch.utils import sanitize_op_kind
 
     name = target.name() if hasattr(target, "name") else getattr(target, "__name__", str(target))
@@ -65,34 +70,19 @@ def _unsupported(graph: Graph, supported: Collection[str]) -> list[Node]:
     return [n for n in graph.nodes if n.op == "call_function" and op_kind(n.target) not in supported]
 
 
-def where_in_source(node: Node, exported: Graph, original: Graph) -> str:
-    """Finds the user's source line, or the module path, of a node of the exported graph.
-
-    Exporting a graph module again records the generated code as the source of each node; the original graph still
-    carries the user's lines. The n-th node of an op there is the n-th here, as exporting keeps the order.
+def where_in_source(node: Node) -> str:
+    """Finds the user's source line of a node, or its module path.
 
     Args:
-        node: node of `exported`.
-        exported: graph given to coremltools.
-        original: graph of the user's program.
+        node: of any graph that came from `torch.export`, which keeps the stack of the call.
 
     Returns:
-        `model.py:12` or `encoder.layers.0`, "" when the model carries neither.
+        `/home/me/model.py:12` or `encoder.layers.0`, "" when the model carries neither.
     """
-    same = [n for n in exported.nodes if n.target == node.target]
-    candidates = [n for n in original.nodes if n.target == node.target]
-    if len(same) != len(candidates):
-        # Decomposed on the way: the re-exported node knows the call it came from by its name in the generated code.
-        return _source(node)
-    return _source(candidates[same.index(node)]) or _source(node)
-
-
-def _source(node: Node) -> str:
-    trace = node.meta.get("stack_trace") or ""
-    lines = re.findall(r'File "([^"<]+)", line (\d+)', trace)
-    if lines:
-        file, line = lines[-1]
-        return f"{file}:{line}"
+    frames = re.findall(r'File "([^"<]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    own = [f"{file}:{line}" for file, line in frames if not Path(file).is_relative_to(TORCH)]
+    if own:
+        return own[-1]
     stack = node.meta.get("nn_module_stack") or {}
     paths = [str(path) for path, _ in stack.values() if path]
     return paths[-1] if paths else ""

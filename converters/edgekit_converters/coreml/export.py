@@ -19,13 +19,13 @@ from edgekit_converters.program import Program, QuantizedProgram, TensorInfo
 def export_coreml(program: QuantizedProgram, path: Path) -> None:
     """Writes a program on the INT8 grid as a Core ML package (ML program, W8A8, iOS 17 and macOS 14).
 
-    Inputs and outputs carry the program's names; characters outside `[A-Za-z0-9_]`, which Core ML does not take,
-    become `_`. Batch size is one. int64 and bool tensors become int32 at the ends.
+    Inputs and outputs carry the program's names; characters outside `[A-Za-z0-9_]`, which Core ML does not
+    take, become `_`. Batch size is one. int64 and bool tensors become int32 at the ends.
 
     Args:
         program: what to write.
-        path: the package directory, made anew; by custom it ends in `.mlpackage`. The same program gives the same
-            bytes wherever and whenever it is written.
+        path: the package directory, made anew; by custom it ends in `.mlpackage`. The same program gives the
+            same bytes wherever and whenever it is written.
 
     Raises:
         LoweringError: coremltools is missing, or it cannot express an op.
@@ -37,8 +37,9 @@ def export_coreml(program: QuantizedProgram, path: Path) -> None:
         exported = capture(program.program, _TORCH_OPS_REGISTRY.name_to_func_mapping.keys())
         try:
             model = _convert(coremltools, exported, program.program)
-        except Exception as error:  # noqa: BLE001 -- the converter raises whatever numpy and its asserts raise
-            raise _lowering_error(error, exported, program.program) from error
+        except Exception as error:
+            # Not narrower: the converter passes on whatever numpy, its asserts and its table look-ups raise.
+            raise _lowering_error(error, exported) from error
         write_package(model.get_spec(), Path(model.weights_dir) / "weight.bin", path)
 
 
@@ -50,19 +51,19 @@ def _convert(coremltools: Any, exported: ExportedProgram, program: Program) -> A
         ],
         outputs=[coremltools.TensorType(name=o.name) for o in program.outputs],
         minimum_deployment_target=coremltools.target.iOS17,
-        # Scales are float32 values: in float16 they and every value between two quantizations lose 13 bits, which
-        # moves results across rounding boundaries, so the grid would no longer be the one that was calibrated.
+        # Scales are float32 values: in float16 they, and every value between two quantizations, lose 13 bits.
+        # Results would cross rounding boundaries, and the grid would not be the one that was calibrated.
         compute_precision=coremltools.precision.FLOAT32,
         skip_model_load=True,
     )
 
 
 def _end_dtype(coremltools: Any, info: TensorInfo) -> Any:
-    # Core ML arrays are float16, float32, float64 or int32; None keeps the exported type (int64 becomes int32).
+    # Core ML arrays are floats or int32; None keeps the exported type, of which int64 becomes int32.
     return coremltools.converters.mil.mil.types.int32 if info.dtype == "bool" else None
 
 
-def _lowering_error(error: Exception, exported: ExportedProgram, program: Program) -> LoweringError:
+def _lowering_error(error: Exception, exported: ExportedProgram) -> LoweringError:
     """Names the op in conversion when coremltools raised; it keeps the node in the frame of its node loop."""
     op, where = "the graph", ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -70,6 +71,6 @@ def _lowering_error(error: Exception, exported: ExportedProgram, program: Progra
             converted = frame.f_locals["node"]
             op = f"aten.{converted.kind}"
             node = next((n for n in exported.graph.nodes if n.name == converted.name), None)
-            where = where_in_source(node, exported.graph, program.graph.graph) if node else ""
+            where = where_in_source(node) if node else ""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return LoweringError(format="coreml", op=op, where=where, why=lines[0], way_out=WAY_OUT)

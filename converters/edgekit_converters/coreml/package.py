@@ -19,8 +19,8 @@ VOLATILE = ("com.github.apple.coremltools.conversion_date",)
 def write_package(spec: Any, weights: Path, path: Path) -> None:
     """Writes `spec` and its weights as a package directory.
 
-    coremltools draws random identifiers for the manifest, dates the model and leaves a debug mapping in the package;
-    here the identifiers are derived from the content and the rest is left out.
+    coremltools draws random identifiers for the manifest, dates the model and leaves a debug mapping in the
+    package; here the identifiers are derived from the content and the rest is left out.
 
     Args:
         spec: `Model` message; not changed.

@@ -38,9 +38,9 @@ def import_coremltools() -> Any:
 def borrowed(conversions: Mapping[str, Callable[..., None]]) -> Iterator[Any]:
     """Lends coremltools with our torch-op conversions in its registry.
 
-    The registry, the progress bars, the log level and the name counters are process-wide; all are put back, so that
-    the user's own use of coremltools is not changed. The counters start at zero, which makes the names in a
-    package independent of what was converted before.
+    The registry, the progress bars, the log level and the name counters are process-wide; all are put back,
+    so that the user's own use of coremltools is not changed. The counters start at zero, which makes the
+    names in a package independent of what was converted before.
 
     Args:
         conversions: torch op as coremltools spells it (`lstm.input`) to its conversion.
@@ -79,7 +79,7 @@ def _no_progress_bar(items: Iterable[Any], **_: object) -> Iterable[Any]:
 def _muted() -> Iterator[None]:
     logger = logging.getLogger("coremltools")
     level = logger.level
-    # Failures reach the user as LoweringError; what the library logs beside them repeats it without a way out.
+    # Failures reach the user as LoweringError; what the library logs beside repeats it without a way out.
     logger.setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings():

@@ -1,9 +1,9 @@
 """LSTM, GRU and plain RNN for coremltools' exported-program front end, which has none of them.
 
-LSTM becomes MIL's `lstm`, one op a layer, both directions in it. GRU does not become MIL's `gru`: that op adds the
-hidden bias outside of the reset gate (torch: inside), and is documented with one bias only, so it computes another
-function. GRU and RNN are written out step by step instead, or as a loop past `UNROLL_LIMIT` steps. Weights stay
-int8 with one scale a row in every case.
+LSTM becomes MIL's `lstm`, one op a layer, both directions in it. GRU does not become MIL's `gru`: that op
+adds the hidden bias outside of the reset gate (torch: inside), and is documented with one bias only, so it
+computes another function. GRU and RNN are written out step by step instead, or as a loop past `UNROLL_LIMIT`
+steps. Weights stay int8 with one scale a row in every case.
 """
 
 from __future__ import annotations
@@ -19,6 +19,12 @@ from numpy.typing import NDArray
 UNROLL_LIMIT = 128
 
 Var = Any
+
+
+def _builder() -> Any:
+    from coremltools.converters.mil.mil import Builder
+
+    return Builder
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +45,7 @@ class Rows:
 
     def emit(self) -> Any:
         """Adds the constant to the MIL program being built; int8 data stays int8 in the file."""
-        from coremltools.converters.mil.mil import Builder as mb
-
+        mb = _builder()
         if self.scale is None:
             return self.data.astype(np.float32)
         return mb.constexpr_affine_dequantize(
@@ -95,8 +100,8 @@ class Call:
 
 def _call(context: Any, node: Any) -> Call:
     from coremltools.converters.mil.frontend.torch.ops import _get_inputs
-    from coremltools.converters.mil.mil import Builder as mb
 
+    mb = _builder()
     arguments = _get_inputs(context, node, expected=9)
     x, states, weights = arguments[:3]
     has_bias, layer_count, _, _, bidirectional, batch_first = (_plain(a) for a in arguments[3:])
@@ -127,15 +132,13 @@ def _direction(group: Sequence[Var]) -> Direction:
 
 def _states_of(state: Var, count: int) -> list[Var]:
     """Splits (count, batch, hidden) into `count` tensors of (batch, hidden)."""
-    from coremltools.converters.mil.mil import Builder as mb
-
+    mb = _builder()
     parts = [state] if count == 1 else mb.split(x=state, num_splits=count, axis=0)
     return [mb.squeeze(x=part, axes=[0]) for part in parts]
 
 
 def _finish(context: Any, node: Any, call: Call, x: Var, states: Sequence[Sequence[Var]]) -> None:
-    from coremltools.converters.mil.mil import Builder as mb
-
+    mb = _builder()
     sequence = mb.transpose(x=x, perm=[1, 0, 2]) if call.batch_first else x
     stacked = [mb.stack(values=list(parts), axis=0) for parts in states]
     context.add((sequence, *stacked), node.name)
@@ -144,11 +147,12 @@ def _finish(context: Any, node: Any, call: Call, x: Var, states: Sequence[Sequen
 def lstm(context: Any, node: Any) -> None:
     """Converts `aten.lstm.input` to one MIL `lstm` a layer."""
     call = _call(context, node)
-    from coremltools.converters.mil.mil import Builder as mb
-
+    mb = _builder()
     directions = len(call.layers[0])
     h0, c0 = (_states_of(state, len(call.layers) * directions) for state in call.states)
-    x, h_last, c_last = call.x, [], []
+    h_last: list[Var] = []
+    c_last: list[Var] = []
+    x = call.x
     for index, layer in enumerate(call.layers):
         own = slice(index * directions, (index + 1) * directions)
         x, h, c = mb.lstm(
@@ -160,8 +164,7 @@ def lstm(context: Any, node: Any) -> None:
 
 
 def _side_by_side(states: Sequence[Var]) -> Var:
-    from coremltools.converters.mil.mil import Builder as mb
-
+    mb = _builder()
     return states[0] if len(states) == 1 else mb.concat(values=list(states), axis=1)
 
 
@@ -194,8 +197,7 @@ def gru_cell(from_x: Var, from_h: Var, h: Var) -> Var:
     Returns:
         The next state, (batch, hidden).
     """
-    from coremltools.converters.mil.mil import Builder as mb
-
+    mb = _builder()
     x_r, x_z, x_n = mb.split(x=from_x, num_splits=3, axis=1)
     h_r, h_z, h_n = mb.split(x=from_h, num_splits=3, axis=1)
     r = mb.sigmoid(x=mb.add(x=x_r, y=h_r))
@@ -206,26 +208,24 @@ def gru_cell(from_x: Var, from_h: Var, h: Var) -> Var:
 
 def tanh_cell(from_x: Var, from_h: Var, h: Var) -> Var:  # noqa: ARG001 -- cells share one signature
     """One step of a plain RNN with tanh."""
-    from coremltools.converters.mil.mil import Builder as mb
-
+    mb = _builder()
     return mb.tanh(x=mb.add(x=from_x, y=from_h))
 
 
 def relu_cell(from_x: Var, from_h: Var, h: Var) -> Var:  # noqa: ARG001 -- cells share one signature
     """One step of a plain RNN with ReLU."""
-    from coremltools.converters.mil.mil import Builder as mb
-
+    mb = _builder()
     return mb.relu(x=mb.add(x=from_x, y=from_h))
 
 
 def _written_out(cell: Cell) -> Callable[[Any, Any], None]:
     def convert(context: Any, node: Any) -> None:
         call = _call(context, node)
-        from coremltools.converters.mil.mil import Builder as mb
-
+        mb = _builder()
         directions = len(call.layers[0])
         h0 = _states_of(call.states[0], len(call.layers) * directions)
-        x, h_last = call.x, []
+        h_last: list[Var] = []
+        x = call.x
         for index, layer in enumerate(call.layers):
             sequences = []
             for side, direction in enumerate(layer):
@@ -240,8 +240,7 @@ def _written_out(cell: Cell) -> Callable[[Any, Any], None]:
 
 def _run(cell: Cell, x: Var, h: Var, direction: Direction, *, reverse: bool) -> tuple[Var, Var]:
     """Runs one direction of one layer; returns (steps, batch, hidden) and the last state (batch, hidden)."""
-    from coremltools.converters.mil.mil import Builder as mb
-
+    mb = _builder()
     # The input's share of every gate is one product over the whole sequence; only the hidden share is serial.
     from_x = mb.linear(x=x, weight=direction.weight_ih.emit(), bias=direction.bias_ih)
     weight_hh = direction.weight_hh.emit()
@@ -260,13 +259,12 @@ def _run(cell: Cell, x: Var, h: Var, direction: Direction, *, reverse: bool) -> 
 def _loop(
     cell: Cell, from_x: Var, h: Var, weight_hh: Var, bias_hh: NDArray[np.float32], *, reverse: bool
 ) -> tuple[Var, Var]:
-    from coremltools.converters.mil.mil import Builder as mb
-
+    mb = _builder()
     steps, batch, _ = from_x.shape
     ordered = mb.reverse(x=from_x, axes=[0]) if reverse else from_x
     empty = np.zeros((steps, batch, h.shape[-1]), np.float32)
 
-    def more(step: Var, h: Var, outputs: Var) -> Var:  # noqa: ARG001 -- the condition sees every loop variable
+    def more(step: Var, h: Var, outputs: Var) -> Var:  # noqa: ARG001 -- sees every loop variable
         return mb.less(x=step, y=np.int32(steps))
 
     def body(step: Var, h: Var, outputs: Var) -> tuple[Var, Var, Var]:

@@ -1,7 +1,7 @@
-"""Evaluates a saved Core ML package where Core ML itself cannot run: reads the protobuf and the weights, runs MIL.
+"""Evaluates a saved Core ML package where Core ML itself cannot run.
 
-The package is data from elsewhere, so it is only parsed: sizes and offsets are checked before they are used, nothing
-in it is loaded as code, and no part of Apple's runtime sees it.
+The package is data from elsewhere, so it is only parsed: sizes and offsets are checked before they are used,
+nothing in it is loaded as code, and no part of Apple's runtime sees it.
 
     package.py      files → protobuf, weight blobs        plan.py   protobuf → steps with bound functions
     values.py       protobuf values → tensors             evaluator.py   steps × inputs → outputs

@@ -29,8 +29,8 @@ MAX_ROUNDS = 1_000_000
 class CoreMLReference:
     """A saved `.mlpackage`, evaluated by the definitions of its MIL ops.
 
-    Integers are exact: quantize divides by the scale, rounds half to even, adds the zero point and saturates. Floats
-    are float32 as the file says; sums may be in another order than on a device.
+    Integers are exact: quantize divides by the scale, rounds half to even, adds the zero point and
+    saturates. Floats are float32 as the file says; sums may be in another order than on a device.
 
     Args:
         path: the package directory.
@@ -66,8 +66,8 @@ class CoreMLReference:
         """Evaluates the program.
 
         Args:
-            inputs: one array for each input name, of its shape. All may have N samples on axis 0 where the model takes
-                one; they are then evaluated one by one and the outputs joined on axis 0.
+            inputs: one array for each input name, of its shape. All may have N samples on axis 0 where the
+                model takes one; they are then evaluated one by one and the outputs joined on axis 0.
 
         Returns:
             One array for each output name.
@@ -163,7 +163,7 @@ def _evaluate(step: Step, values: dict[str, Any]) -> Any:
             op=f"MIL {step.op}",
             where=", ".join(step.outputs),
             why=f"the reference evaluator fails on it ({error})",
-            way_out="If the file is unchanged since it was written, report it with the model; else write it again.",
+            way_out="Write the file again; if it fails unchanged, report it together with the model.",
         ) from error
 
 

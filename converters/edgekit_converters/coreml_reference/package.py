@@ -81,7 +81,8 @@ def read_package(path: Path) -> Package:
         Its specification and weights.
 
     Raises:
-        LoweringError: it is not a Core ML package with an ML program, or is damaged; or coremltools, which brings the
+        LoweringError: it is not a Core ML package with an ML program, or is damaged; or coremltools, which
+            brings the
             protobuf schema, is not installed.
     """
     from edgekit_converters.coreml.quiet import import_coremltools

@@ -1,4 +1,4 @@
-"""Turns the operations of an ML program into steps: a function, its constants, and the names of its variables."""
+"""Turns the operations of an ML program into steps: a function, its constants, its variables."""
 
 from __future__ import annotations
 

@@ -37,8 +37,8 @@ def value_of(value: Any, package: Package) -> torch.Tensor | str:
         package: where it comes from.
 
     Returns:
-        A string, or a tensor of the declared shape. Unsigned 16 and 32 bit integers come as int32 and int64, in which
-        torch can compute.
+        A string, or a tensor of the declared shape. Unsigned 16 and 32 bit integers come as int32 and int64,
+        in which torch can compute.
 
     Raises:
         LoweringError: the value is not of its declared type and shape.

@@ -40,7 +40,7 @@ def number(value: Tensor | None, default: float = 0.0) -> float:
     return default if value is None else float(value)
 
 
-def flag(value: Tensor | None, default: bool = False) -> bool:  # noqa: FBT001, FBT002 -- the value of a MIL flag
+def flag(value: Tensor | None, default: bool = False) -> bool:
     """Reads one truth value."""
     return default if value is None else bool(value)
 

@@ -53,6 +53,7 @@ def flat_padding(pairs: Sequence[tuple[int, int]]) -> list[int]:
 
 def conv(
     x: Tensor,
+    *,
     weight: Tensor,
     bias: Tensor | None = None,
     strides: Tensor | None = None,
@@ -75,6 +76,7 @@ def conv(
 
 def conv_transpose(
     x: Tensor,
+    *,
     weight: Tensor,
     bias: Tensor | None = None,
     pad: Tensor | None = None,

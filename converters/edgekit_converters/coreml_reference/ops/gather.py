@@ -17,6 +17,7 @@ def _wrapped(indices: Tensor, size: int) -> Tensor:
 
 def gather(
     x: Tensor,
+    *,
     indices: Tensor,
     axis: Tensor | None = None,
     batch_dims: Tensor | None = None,
@@ -83,11 +84,12 @@ def _merged(old: Tensor, new: Tensor, mode: str) -> Tensor:
 
 def scatter(
     data: Tensor,
+    *,
     indices: Tensor,
     updates: Tensor,
     axis: Tensor | None = None,
     mode: str = "add",
-    validate_indices: Tensor | None = None,
+    validate_indices: Tensor | None = None,  # noqa: ARG001 -- always checked here
 ) -> Tensor:
     """Merges slices of `updates` into `data` at the indices of one axis."""
     at = integer(axis) % data.ndim
@@ -95,11 +97,12 @@ def scatter(
     shape = [1] * data.ndim
     shape[at] = -1
     wide = places.reshape(shape).expand(updates.shape)
-    return scatter_along_axis(data, wide, updates, torch.tensor(at), mode, validate_indices)
+    return scatter_along_axis(data, indices=wide, updates=updates, axis=torch.tensor(at), mode=mode)
 
 
 def scatter_along_axis(
     data: Tensor,
+    *,
     indices: Tensor,
     updates: Tensor,
     axis: Tensor | None = None,
@@ -151,6 +154,7 @@ def non_zero(x: Tensor) -> Tensor:
 
 def topk(
     x: Tensor,
+    *,
     k: Tensor | None = None,
     axis: Tensor | None = None,
     ascending: Tensor | None = None,

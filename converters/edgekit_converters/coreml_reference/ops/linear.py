@@ -25,7 +25,7 @@ def matmul(
 def einsum(values: list[Tensor], equation: str) -> Tensor:
     """Products by index notation; size-one axes broadcast."""
     left, right = values
-    in_left, in_right = (part.strip() for part in equation.split("->")[0].split(","))
+    in_left, in_right = (part.strip() for part in equation.split("->", maxsplit=1)[0].split(","))
     sizes = {**dict(zip(in_left, left.shape, strict=True))}
     for name, size in zip(in_right, right.shape, strict=True):
         sizes[name] = max(sizes.get(name, 1), size)

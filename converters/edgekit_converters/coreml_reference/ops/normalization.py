@@ -10,6 +10,7 @@ from edgekit_converters.coreml_reference.ops.arguments import Tensor, along, int
 
 def batch_norm(
     x: Tensor,
+    *,
     mean: Tensor,
     variance: Tensor,
     gamma: Tensor | None = None,
@@ -32,12 +33,13 @@ def instance_norm(
 
 def layer_norm(
     x: Tensor,
+    *,
     axes: Tensor | None = None,
     gamma: Tensor | None = None,
     beta: Tensor | None = None,
     epsilon: Tensor | None = None,
 ) -> Tensor:
-    """The axes together to mean 0 and variance 1, then scaled and shifted by tensors of the shape of those axes."""
+    """The axes together to mean 0 and variance 1, then scaled and shifted element by element."""
     over = sorted(a % x.ndim for a in ints(axes, list(range(x.ndim))))
     shape = [n if i in over else 1 for i, n in enumerate(x.shape)]
     if over == list(range(x.ndim - len(over), x.ndim)):
@@ -54,6 +56,7 @@ def l2_norm(x: Tensor, epsilon: Tensor | None = None) -> Tensor:
 
 def local_response_norm(
     x: Tensor,
+    *,
     size: Tensor,
     alpha: Tensor | None = None,
     beta: Tensor | None = None,

@@ -15,16 +15,23 @@ MAX_POOLS: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d,
 
 
 def _geometry(
-    x: Tensor, kernel: Sequence[int], steps: Sequence[int], pad_type: str, pad: Sequence[int], ceil_mode: bool
+    x: Tensor,
+    kernel: Sequence[int],
+    steps: Sequence[int],
+    *,
+    pad_type: str,
+    pad: Tensor | None,
+    ceil_mode: Tensor | None,
 ) -> tuple[list[tuple[int, int]], list[int]]:
-    """Returns (before, after) padding for each axis, and what the ceiling of the output size adds after it."""
-    pairs = padding_of(pad_type, pad, x.shape[2:], kernel, steps)
+    """Returns (before, after) padding for each axis, and what the output's ceiling adds after it."""
+    pairs = padding_of(pad_type, ints(pad), x.shape[2:], kernel, steps)
+    upwards = flag(ceil_mode)
     extra = []
     for size, k, s, (before, after) in zip(x.shape[2:], kernel, steps, pairs, strict=True):
         free = size + before + after - k
-        windows = (-(-free // s) if ceil_mode else free // s) + 1
+        windows = (-(-free // s) if upwards else free // s) + 1
         # A last window that starts in the padding after the input is dropped, as in PyTorch.
-        if ceil_mode and (windows - 1) * s >= size + before and before + after > 0:
+        if upwards and (windows - 1) * s >= size + before and before + after > 0:
             windows -= 1
         extra.append(max(0, (windows - 1) * s - free))
     return pairs, extra
@@ -32,6 +39,7 @@ def _geometry(
 
 def max_pool(
     x: Tensor,
+    *,
     kernel_sizes: Tensor,
     pad_type: str,
     strides: Tensor | None = None,
@@ -41,7 +49,7 @@ def max_pool(
     """Largest element of each window; padding never wins."""
     kernel = ints(kernel_sizes)
     steps = ints(strides, [1] * len(kernel))
-    pairs, extra = _geometry(x, kernel, steps, pad_type, ints(pad), flag(ceil_mode))
+    pairs, extra = _geometry(x, kernel, steps, pad_type=pad_type, pad=pad, ceil_mode=ceil_mode)
     sides = flat_padding([(before, after + e) for (before, after), e in zip(pairs, extra, strict=True)])
     if any(sides):
         x = F.pad(x, sides, value=-math.inf)
@@ -50,6 +58,7 @@ def max_pool(
 
 def avg_pool(
     x: Tensor,
+    *,
     kernel_sizes: Tensor,
     pad_type: str,
     strides: Tensor | None = None,
@@ -60,7 +69,7 @@ def avg_pool(
     """Mean of each window; padding counts as zeros unless excluded."""
     kernel = ints(kernel_sizes)
     steps = ints(strides, [1] * len(kernel))
-    pairs, extra = _geometry(x, kernel, steps, pad_type, ints(pad), flag(ceil_mode))
+    pairs, extra = _geometry(x, kernel, steps, pad_type=pad_type, pad=pad, ceil_mode=ceil_mode)
     sides = flat_padding([(before, after + e) for (before, after), e in zip(pairs, extra, strict=True)])
     total = _window_sums(F.pad(x, sides) if any(sides) else x, kernel, steps)
     exclude = flag(exclude_padding_from_average)
@@ -75,6 +84,7 @@ def avg_pool(
 
 def l2_pool(
     x: Tensor,
+    *,
     kernel_sizes: Tensor,
     pad_type: str,
     strides: Tensor | None = None,
@@ -84,7 +94,7 @@ def l2_pool(
     """Square root of the sum of squares of each window."""
     kernel = ints(kernel_sizes)
     steps = ints(strides, [1] * len(kernel))
-    pairs, extra = _geometry(x, kernel, steps, pad_type, ints(pad), flag(ceil_mode))
+    pairs, extra = _geometry(x, kernel, steps, pad_type=pad_type, pad=pad, ceil_mode=ceil_mode)
     sides = flat_padding([(before, after + e) for (before, after), e in zip(pairs, extra, strict=True)])
     return torch.sqrt(_window_sums(F.pad(x * x, sides), kernel, steps))
 

@@ -16,8 +16,7 @@ def quantize(
 ) -> Tensor:
     """`clip(round(input / scale) + zero_point)`, rounding half to even, saturating to int8 or uint8.
 
-    A value that is not a number has no place on the grid; it becomes the zero point here, as on Apple's hardware a
-    cast of NaN is 0.
+    MIL leaves open what NaN becomes; here it is the zero point.
     """
     dtype = TYPES[output_dtype]
     limits = torch.iinfo(dtype)

@@ -1,8 +1,12 @@
-"""The LSTM layer. (MIL's `gru` is not emitted: its definition leaves open where the hidden bias goes.)"""
+"""The LSTM layer.
+
+MIL's `gru` is not here, as we never emit it: its definition leaves open where the hidden bias goes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +23,18 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+class Gates(NamedTuple):
+    """The functions inside of a cell, and the bound of its input."""
+
+    gate: Activation
+    cell: Activation
+    output: Activation
+    clip: float | None
+
+
 def lstm(
     x: Tensor,
+    *,
     initial_h: Tensor,
     initial_c: Tensor,
     weight_ih: Tensor,
@@ -61,19 +75,20 @@ def lstm(
     Raises:
         ValueError: the direction does not exist, or its weights are missing.
     """
-    functions = tuple(ACTIVATIONS[name] for name in (recurrent_activation, cell_activation, activation))
-    bound = None if clip is None else number(clip)
+    gates = Gates(
+        gate=ACTIVATIONS[recurrent_activation],
+        cell=ACTIVATIONS[cell_activation],
+        output=ACTIVATIONS[activation],
+        clip=None if clip is None else number(clip),
+    )
     if direction in ("forward", "reverse"):
-        runs = [
-            _run(
-                x, initial_h, initial_c, weight_ih, weight_hh, bias, functions, bound, direction == "reverse"
-            )
-        ]
+        weights = (weight_ih, weight_hh, bias)
+        runs = [_run(x, (initial_h, initial_c), weights, gates, reverse=direction == "reverse")]
     elif direction == "bidirectional" and weight_ih_back is not None and weight_hh_back is not None:
-        h, c = initial_h.chunk(2, 1), initial_c.chunk(2, 1)
+        forth, back = zip(initial_h.chunk(2, 1), initial_c.chunk(2, 1), strict=True)
         runs = [
-            _run(x, h[0], c[0], weight_ih, weight_hh, bias, functions, bound, False),
-            _run(x, h[1], c[1], weight_ih_back, weight_hh_back, bias_back, functions, bound, True),
+            _run(x, forth, (weight_ih, weight_hh, bias), gates, reverse=False),
+            _run(x, back, (weight_ih_back, weight_hh_back, bias_back), gates, reverse=True),
         ]
     else:
         raise ValueError(f"lstm cannot run {direction!r} with the weights given")
@@ -83,22 +98,20 @@ def lstm(
 
 def _run(
     x: Tensor,
-    h: Tensor,
-    c: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    functions: tuple[Activation, ...],
-    bound: float | None,
-    reverse: bool,  # noqa: FBT001 -- internal
+    states: tuple[Tensor, ...],
+    weights: tuple[Tensor, Tensor, Tensor | None],
+    gates: Gates,
+    *,
+    reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    gate, cell, output = functions
+    h, c = states
+    weight_ih, weight_hh, bias = weights
     from_x = F.linear(x, weight_ih, bias)
     outputs = [h] * len(x)
     for step in reversed(range(len(x))) if reverse else range(len(x)):
         i, f, o, z = (from_x[step] + F.linear(h, weight_hh)).chunk(4, -1)
-        candidate = cell(z if bound is None else z.clamp(-bound, bound))
-        c = gate(f) * c + gate(i) * candidate
-        h = gate(o) * output(c)
+        candidate = gates.cell(z if gates.clip is None else z.clamp(-gates.clip, gates.clip))
+        c = gates.gate(f) * c + gates.gate(i) * candidate
+        h = gates.gate(o) * gates.output(c)
         outputs[step] = h
     return torch.stack(outputs), h, c

@@ -22,6 +22,7 @@ def resize_nearest_neighbor(x: Tensor, target_size_height: Tensor, target_size_w
 
 def upsample_bilinear(
     x: Tensor,
+    *,
     scale_factor_height: Tensor | None = None,
     scale_factor_width: Tensor | None = None,
     align_corners: Tensor | None = None,
@@ -46,6 +47,7 @@ def resize_bilinear(
 
 def resize(
     x: Tensor,
+    *,
     shape: Tensor,
     resized_dims: Tensor,
     interpolation_mode: str = "LINEAR",
@@ -64,6 +66,7 @@ def resize(
 
 def resample(
     x: Tensor,
+    *,
     coordinates: Tensor,
     sampling_mode: str,
     padding_mode: str,

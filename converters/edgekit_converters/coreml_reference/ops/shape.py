@@ -47,6 +47,7 @@ def reverse(x: Tensor, axes: Tensor | None = None) -> Tensor:
 
 def slice_by_index(
     x: Tensor,
+    *,
     begin: Tensor,
     end: Tensor,
     stride: Tensor | None = None,
@@ -100,8 +101,8 @@ def split(
     """Cuts along an axis, into equal parts or given sizes."""
     at = integer(axis)
     if split_sizes is not None:
-        return torch.split(x, ints(split_sizes), at)
-    return torch.split(x, x.shape[at] // integer(num_splits), at)
+        return tuple(torch.split(x, ints(split_sizes), at))
+    return tuple(torch.split(x, x.shape[at] // integer(num_splits), at))
 
 
 def stack(values: list[Tensor], axis: Tensor) -> Tensor:
