@@ -20,11 +20,15 @@ DTYPES = {
     15: torch.bfloat16,
 }  # fmt: skip
 _DTYPE_NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
-_MEMORY = {
-    0: torch.contiguous_format,
-    1: torch.preserve_format,
-    2: torch.channels_last,
-    3: torch.channels_last_3d,
+_ENUMERATIONS: dict[str, dict[int, Any]] = {
+    "dtype": DTYPES,
+    "layout": {0: torch.strided},
+    "memory_format": {
+        0: torch.contiguous_format,
+        1: torch.preserve_format,
+        2: torch.channels_last,
+        3: torch.channels_last_3d,
+    },
 }
 
 
