@@ -15,7 +15,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 Inputs = Callable[[int, torch.Generator], tuple[Tensor, ...]]
 
 _LINEAR = (nn.Conv1d, nn.Conv2d, nn.Linear, nn.ConvTranspose1d, nn.ConvTranspose2d)
-_NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d)
 
 
 def settle(module: nn.Module, inputs: Inputs, seed: int = 0) -> nn.Module:
@@ -57,27 +56,51 @@ def settle(module: nn.Module, inputs: Inputs, seed: int = 0) -> nn.Module:
     return module.eval()
 
 
+# Random networks with batch norm are chaotic: fifty layers amplify any rounding to nonsense. Trained ones
+# are not: their norms keep activations mostly open and their residual branches add little to the trunk.
+_BRANCH = 0.3
+# (layers, prefix of the parameter's name, mean, spread); the first row that fits holds.
+_DRAWS: tuple[tuple[tuple[type[nn.Module], ...], str, float, float], ...] = (
+    ((_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d), "weight", 1.0, 0.25),
+    ((_BatchNorm,), "bias", 1.5, 0.2),
+    ((nn.PReLU,), "weight", 0.2, 0.1),
+    ((nn.Embedding,), "weight", 0.0, 1.0),
+    ((nn.Module,), "scale", 0.5, 0.1),
+    ((nn.Module,), "gain", 1.0, 0.1),
+    ((nn.Module,), "", 0.0, 0.2),
+)
+
+
+def _branch_ends(module: nn.Module) -> set[nn.Module]:
+    """The last batch norm of every block that says it has an identity shortcut."""
+    blocks = [m for m in module.modules() if _is_identity(getattr(m, "shortcut", None))]
+    return {[m for m in block.modules() if isinstance(m, _BatchNorm)][-1] for block in blocks}
+
+
+def _is_identity(shortcut: object) -> bool:
+    return shortcut is True or isinstance(shortcut, nn.Identity)
+
+
 def _draw(module: nn.Module, generator: torch.Generator) -> None:
     """Redraw every parameter; only shapes and kinds of the layers are kept."""
+    ends = _branch_ends(module)
     for layer in module.modules():
         for name, parameter in layer.named_parameters(recurse=False):
-            value = torch.randn(parameter.shape, generator=generator)
-            if isinstance(layer, _NORMS):
-                # Trained affine parameters spread around one and zero.
-                value = 1 + 0.25 * value.clamp(-2, 2) if name == "weight" else 0.2 * value
-            elif isinstance(layer, nn.PReLU):
-                value = 0.2 + 0.1 * value
-            elif isinstance(layer, _LINEAR):
-                value = value * (2 / max(parameter[0].numel(), 1)) ** 0.5 if name == "weight" else 0.1 * value
-            elif isinstance(layer, nn.LSTM | nn.GRU | nn.RNN):
-                value = value / max(layer.hidden_size, 1) ** 0.5 if parameter.dim() > 1 else 0.1 * value
-            elif isinstance(layer, nn.Embedding):
-                pass
-            elif name == "scale":
-                value = 0.5 + 0.1 * value
-            else:
-                value = value * (0.5 if parameter.dim() < 3 else 0.2)
-            parameter.data.copy_(value)
+            noise = torch.randn(parameter.shape, generator=generator).clamp(-3, 3)
+            value = _value(layer, name, noise)
+            parameter.data.copy_(_BRANCH * value if layer in ends else value)
+
+
+def _value(layer: nn.Module, name: str, noise: Tensor) -> Tensor:
+    """Normal noise turned into what a trained layer of this kind holds."""
+    if isinstance(layer, _LINEAR) and name == "weight":
+        return noise * (2 / noise[0].numel()) ** 0.5
+    if isinstance(layer, nn.LSTM | nn.GRU) and noise.dim() > 1:
+        return noise / layer.hidden_size**0.5
+    mean, spread = next(
+        (m, s) for kinds, start, m, s in _DRAWS if isinstance(layer, kinds) and name.startswith(start)
+    )
+    return mean + spread * noise
 
 
 class _Normalise:
@@ -105,12 +128,8 @@ class _Normalise:
         gain = spread / output.std(others).clamp_min(1e-2)
         mean = output.mean(others)
         layer.bias.data.copy_((layer.bias.data - mean) * gain + shift)  # type: ignore[union-attr, operator]
-        transposed = isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d)
-        weight.mul_(
-            gain.view(1, -1, *[1] * (weight.dim() - 2))
-            if transposed
-            else gain.view(-1, *[1] * (weight.dim() - 1))
-        )
+        lead = 1 if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d) else 0
+        weight.mul_(gain.view([channels if i == lead else 1 for i in range(weight.dim())]))
         return (output - mean.view(view)) * gain.view(view) + shift.view(view)
 
 

@@ -1,0 +1,1 @@
+"""Measurements of edgekit on real networks and real data, beside its peers."""

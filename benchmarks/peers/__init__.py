@@ -1,0 +1,1 @@
+"""edgekit beside ONNX Runtime's and Google's own quantizers; `python -m benchmarks.peers`."""
