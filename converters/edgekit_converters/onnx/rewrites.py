@@ -14,20 +14,25 @@ import numpy as np
 import onnx_ir as ir
 
 SHIFT: Final = 128
+FUSED_BEFORE_CLAMP: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "Add", "Mul", "GlobalAveragePool"})
 BIASED: Final = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 
 def shift_to_uint8(model: ir.Model) -> None:
     """int8 activations become uint8: q + 128 with zero point + 128 is the same real number."""
     shifted: dict[str, ir.Value] = {}
-    weights = {id(n.inputs[0]) for n in model.graph if n.op_type == "DequantizeLinear" and _is_weight(n)}
     for node in model.graph:
+        if node.op_type == "Clip":
+            for i, limit in enumerate(node.inputs[1:], start=1):
+                if limit is not None and limit.const_value is not None:
+                    node.replace_input_with(i, _shifted(model, limit, shifted))
         if node.op_type not in {"QuantizeLinear", "DequantizeLinear"} or _is_weight(node):
             continue
+        node.attributes.pop("axis", None)
         x, _, zero_point = node.inputs
         if zero_point is None or zero_point.const_value is None:
             continue
-        if node.op_type == "DequantizeLinear" and x.const_value is not None and id(x) not in weights:
+        if node.op_type == "DequantizeLinear" and x.const_value is not None:
             node.replace_input_with(0, _shifted(model, x, shifted))
         node.replace_input_with(2, _shifted(model, zero_point, shifted))
     for node in model.graph:
@@ -64,6 +69,46 @@ def quantize_biases(model: ir.Model) -> None:
         model.graph.insert_before(node, dq)
         node.replace_input_with(2, dq.outputs[0])
         done[name] = dq.outputs[0]
+
+
+def clamp_in_integers(model: ir.Model) -> None:
+    """`op → Relu|Clip → Q` becomes `op → Q → Clip` on integers.
+
+    Clamping and rounding commute when the limits are rounded too, so not one value changes; the op in front meets
+    its QuantizeLinear, which is what the fusion needs. Clamps that saturation performs anyway are gone by now.
+    """
+    for quantize in list(model.graph):
+        if quantize.op_type != "QuantizeLinear":
+            continue
+        clamp = quantize.inputs[0].producer()
+        if clamp is None or clamp.op_type not in {"Relu", "Clip"} or len(list(clamp.outputs[0].uses())) != 1:
+            continue
+        before = clamp.inputs[0].producer()
+        if before is None or before.op_type not in FUSED_BEFORE_CLAMP:
+            continue
+        scale = float(_array(quantize.inputs[1]).reshape(()))
+        zero_point = int(_array(quantize.inputs[2]).reshape(()))
+        low, high = _clamp_limits(clamp)
+        limits = [
+            np.array(np.clip(round(v / scale) + zero_point, -128, 127), dtype=np.int8) if np.isfinite(v) else None
+            for v in (low, high)
+        ]
+        name = quantize.outputs[0].name
+        bounds = [None if v is None else _initializer(model, f"{name}_limit", v) for v in limits]
+        q = ir.node("QuantizeLinear", [clamp.inputs[0], *quantize.inputs[1:]], attributes=quantize.attributes)
+        q.outputs[0].name, q.outputs[0].dtype = f"{name}_unclamped", quantize.outputs[0].dtype
+        clip = ir.node("Clip", [q.outputs[0], *bounds])
+        clip.outputs[0].dtype = quantize.outputs[0].dtype
+        _replace(model, quantize, [q, clip])
+        model.graph.remove(clamp, safe=True)
+
+
+def _clamp_limits(clamp: ir.Node) -> tuple[float, float]:
+    if clamp.op_type == "Relu":
+        return 0.0, float("inf")
+    ends = [float(_array(v).reshape(())) if v is not None else None for v in clamp.inputs[1:3]]
+    low, high = (*ends, None, None)[:2]
+    return float("-inf") if low is None else low, float("inf") if high is None else high
 
 
 def mean_to_global_pool(model: ir.Model) -> None:
@@ -111,22 +156,28 @@ def fold_pads(model: ir.Model) -> None:
 def linear_as_gemm(model: ir.Model) -> None:
     """`MatMul(x, W) + b` over more than two axes becomes Gemm on flattened rows, the form that fuses with its bias."""
     for node in list(model.graph):
-        if node.op_type != "MatMul" or not _is_dq(node.inputs[1].producer()) or not _is_dq(node.inputs[0].producer()):
+        if node.op_type != "MatMul" or not _is_dq(node.inputs[0].producer()):
             continue
-        dq_w = node.inputs[1].producer()
-        weight = dq_w.inputs[0].const_value
-        x = node.inputs[0]
-        if weight is None or len(weight.shape) != 2 or x.shape is None or len(x.shape) < 2:
-            continue
-        _rewrite_linear(model, node)
+        weight, x = _transposed_weight(node.inputs[1]), node.inputs[0]
+        if weight is not None and x.shape is not None and len(x.shape) >= 2:
+            _rewrite_linear(model, node, weight)
+    _drop_unused(model)
 
 
-def _rewrite_linear(model: ir.Model, node: ir.Node) -> None:
-    dq_w = node.inputs[1].producer()
+def _transposed_weight(value: ir.Value) -> ir.Value | None:
+    """The dequantized `[n, k]` weight behind the Transpose that torch puts before MatMul."""
+    transpose = value.producer()
+    if transpose is None or transpose.op_type != "Transpose" or not _is_dq(transpose.inputs[0].producer()):
+        return None
+    stored = transpose.inputs[0].producer().inputs[0].const_value
+    return transpose.inputs[0] if stored is not None and len(stored.shape) == 2 else None
+
+
+def _rewrite_linear(model: ir.Model, node: ir.Node, weight: ir.Value) -> None:
     x = node.inputs[0]
-    k, n = (int(s) for s in dq_w.inputs[0].const_value.shape)
+    n, k = (int(s) for s in weight.producer().inputs[0].const_value.shape)
     users = list(node.outputs[0].uses())
-    last, inputs = node, [node.inputs[0], node.inputs[1]]
+    last, inputs = node, [x, weight]
     if len(users) == 1 and users[0].node.op_type == "Add":
         other = users[0].node.inputs[1 - users[0].idx]
         if other.const_value is not None and other.const_value.size == n:
@@ -135,7 +186,7 @@ def _rewrite_linear(model: ir.Model, node: ir.Node) -> None:
     name = last.outputs[0].name
     rank = len(x.shape)
     if rank == 2:
-        gemm = ir.node("Gemm", inputs)
+        gemm = ir.node("Gemm", inputs, attributes={"transB": 1})
         _replace(model, last, [gemm])
         if last is not node:
             model.graph.remove(node, safe=True)
@@ -149,7 +200,7 @@ def _rewrite_linear(model: ir.Model, node: ir.Node) -> None:
     dq = ir.node("DequantizeLinear", [flat.outputs[0], *dq_x.inputs[1:]])
     dq.outputs[0].name, dq.outputs[0].dtype = f"{name}_flat_real", ir.DataType.FLOAT
     inputs[0] = dq.outputs[0]
-    gemm = ir.node("Gemm", inputs)
+    gemm = ir.node("Gemm", inputs, attributes={"transB": 1})
     gemm.outputs[0].name, gemm.outputs[0].dtype = f"{name}_gemm", ir.DataType.FLOAT
     shape_values = _row_shape(x, n)
     back = ir.node("Reshape", [gemm.outputs[0], _initializer(model, f"{name}_shape", shape_values)])
@@ -262,9 +313,8 @@ def _is_dq(node: ir.Node | None) -> bool:
 
 
 def _is_weight(node: ir.Node) -> bool:
-    return node.op_type == "DequantizeLinear" and len(_array(node.inputs[1]).reshape(-1)) > 1 or (
-        node.attributes.get("axis") is not None and node.inputs[0].const_value is not None
-    )
+    """Per channel: scales of rank one, also for a single channel."""
+    return _is_dq(node) and _array(node.inputs[1]).ndim == 1
 
 
 def _array(value: ir.Value | None) -> np.ndarray:
@@ -312,6 +362,7 @@ REWRITES: Final[tuple[Callable[[Any], None], ...]] = (
     mean_to_global_pool,
     linear_as_gemm,
     push_reshapes_after_quantize,
+    clamp_in_integers,
     quantize_biases,
     shift_to_uint8,
     drop_unused,

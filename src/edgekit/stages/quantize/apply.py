@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edgekit.stages.quantize.bias import round_biases
+from edgekit.stages.quantize.clamps import elide_clamps
 from edgekit.stages.quantize.observers import METHODS, PERCENTILE, ActivationObserver
 from edgekit.stages.quantize.plan import GridPlan, make_plan
 from edgekit.stages.quantize.quantizer import GridQuantizer
@@ -75,6 +76,7 @@ def convert(observed: Observed, *, method: str = "minmax", percentile: float = P
         if isinstance(module, ActivationObserver):
             module.method, module.percentile = method, percentile
     graph = convert_pt2e(graph, fold_quantize=True)
+    elide_clamps(graph)
     round_biases(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()

@@ -2,8 +2,9 @@
 
 A plan is made from the graph alone; `GridQuantizer` turns it into annotations. The decisions:
 
-1. Every op with a rule is a *seed* unless it is kept float by name, by its constants, or because it belongs to
-   a float island (the residual stream that feeds a layer norm, the product of two activations).
+1. Every op with a rule is a *seed* unless it is kept float by name or by its constants. Arithmetic without weights
+   is worth the grid only between neighbours on the grid: the residual stream that feeds a layer norm, the scaling
+   of attention scores, a norm spelled out by hand stay float.
 2. A tensor is on the grid when an op next to it is a seed. Tensors joined by ops that only move values form one
    group with one scale, so the whole group is on the grid or none of it is.
 3. A clamp disappears into the op before it.
@@ -28,16 +29,6 @@ from edgekit.stages.quantize.rules import (
     WEIGHT_AXIS,
     Kind,
     aten,
-)
-
-FLOAT_NORMS = frozenset(
-    {
-        aten.layer_norm.default,
-        aten.native_layer_norm.default,
-        aten.rms_norm.default,
-        aten.group_norm.default,
-        aten.instance_norm.default,
-    }
 )
 
 # A constant beyond this is a mask ("minus infinity"), not data: on an int8 grid it would swallow every other value.
@@ -79,6 +70,7 @@ def make_plan(graph: GraphModule, *, keep_float: Iterable[str] = ()) -> GridPlan
     keep = tuple(keep_float)
     kept = {n.name: why for n in nodes if n.op == "call_function" and (why := _why_float(graph, n, keep))}
     seeds = {n.name: RULES[n.target] for n in nodes if n.op == "call_function" and n.name not in kept and _has_rule(n)}
+    kept |= _demote_islands(nodes, seeds)
     hidden = {n.args[0].name for n in nodes if n.name in seeds and _fuses(n, seeds)}
 
     joins = _join_shared(nodes, seeds, hidden)
@@ -100,7 +92,7 @@ def make_plan(graph: GraphModule, *, keep_float: Iterable[str] = ()) -> GridPlan
     constants = frozenset(
         (a.name, n.name)
         for n in nodes
-        if seeds.get(n.name) in {Kind.COMPUTE, Kind.SHARED}
+        if seeds.get(n.name) is Kind.COMPUTE or (seeds.get(n.name) is Kind.SHARED and n.name in group)
         for a in n.all_input_nodes
         if a.op == "get_attr" and is_float_tensor(a)
     )
@@ -153,14 +145,51 @@ def _why_float(graph: GraphModule, node: Node, keep: tuple[str, ...]) -> str:
 def _why_compute_float(graph: GraphModule, node: Node) -> str:
     if node.target in {aten.matmul.default, aten.bmm.default}:
         return "product of two activations has no static int8 kernel in LiteRT's delegate"
-    if any(u.target in FLOAT_NORMS for u in node.users):
-        return "residual stream that feeds a float32 norm"
     for arg in node.all_input_nodes:
         if not is_float_tensor(arg):
             return "mixes integer and float tensors"
         if arg.op == "get_attr" and _constant(graph, arg).abs().max() > MASK_MAGNITUDE:
             return "adds a mask"
     return ""
+
+
+def _demote_islands(nodes: list[Node], seeds: dict[str, Kind]) -> dict[str, str]:
+    """Take arithmetic out of `seeds` that has no neighbour on the grid before it or none after it."""
+    demoted: dict[str, str] = {}
+    changed = True
+    while changed:
+        changed = False
+        for n in nodes:
+            kind = seeds.get(n.name)
+            if kind is None or kind in {Kind.WEIGHTED, Kind.SHARED}:
+                continue
+            if not any(_on_grid_before(a, seeds) for a in n.all_input_nodes):
+                why = "its inputs are float32"
+            elif not any(_on_grid_after(u, seeds) for u in n.users):
+                why = "its only readers are float32"
+            else:
+                continue
+            del seeds[n.name]
+            demoted[n.name] = why
+            changed = True
+    return demoted
+
+
+def _on_grid_before(node: Node, seeds: Mapping[str, Kind]) -> bool:
+    """The tensor comes from an op on the grid or is an input of the network; ops that move values are looked through."""
+    if node.op == "placeholder":
+        return is_float_tensor(node)
+    if node.target is operator.getitem or seeds.get(node.name) is Kind.SHARED:
+        return any(_on_grid_before(a, seeds) for a in node.all_input_nodes)
+    return node.name in seeds
+
+
+def _on_grid_after(user: Node, seeds: Mapping[str, Kind]) -> bool:
+    if user.op == "output":
+        return True
+    if user.target is operator.getitem or seeds.get(user.name) is Kind.SHARED:
+        return any(_on_grid_after(u, seeds) for u in user.users)
+    return user.name in seeds
 
 
 def _touches_floats(node: Node) -> bool:

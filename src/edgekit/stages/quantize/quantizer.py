@@ -19,6 +19,7 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from edgekit.stages.quantize.observers import ActivationObserver, PerChannelWeightObserver
 from edgekit.stages.quantize.plan import GridPlan
+from edgekit.stages.quantize.rules import RULES, Kind
 
 ACTIVATION_MIN, ACTIVATION_MAX = -128, 127
 
@@ -43,7 +44,7 @@ class GridQuantizer(Quantizer):  # type: ignore[misc]
         for op, (weight, axis) in self.plan.weights.items():
             inputs.setdefault(op.split("#")[0], {})[by_name[weight]] = self._weight_spec(axis)
         for constant, op in self.plan.constants:
-            inputs.setdefault(op, {})[by_name[constant]] = _activation_spec()
+            inputs.setdefault(op, {})[by_name[constant]] = self._constant_spec(by_name, op)
         for name, node in by_name.items():
             root = self.plan.group.get(name)
             output = None if root is None else self._output_spec(name, by_name[root])
@@ -57,6 +58,12 @@ class GridQuantizer(Quantizer):  # type: ignore[misc]
 
     def validate(self, model: GraphModule) -> None:
         """Nothing to check: the plan was made from this graph."""
+
+    def _constant_spec(self, by_name: dict[str, Node], op: str) -> QuantizationSpecBase:
+        """What is concatenated lies on the common grid; an operand of arithmetic has its own."""
+        if RULES.get(by_name[op].target) is Kind.SHARED:
+            return SharedQuantizationSpec(by_name[self.plan.group[op]])
+        return _activation_spec()
 
     def _output_spec(self, name: str, root: Node) -> QuantizationSpecBase:
         if root.name != name:
