@@ -1,0 +1,394 @@
+"""From results to `report.json`: the pieces, the verdict over them, and the document with its stable keys."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgekit.bench import LatencyStats
+from edgekit.errors import LoweringError
+from edgekit.recipe import Budget
+from edgekit.report import numbers
+
+__all__ = [
+    "ArtifactResult",
+    "Baseline",
+    "LayerResult",
+    "Proof",
+    "Provenance",
+    "StageResult",
+    "build_report",
+    "verdict",
+]
+
+# Timing on a shared machine scatters by some percent; only more than this is called slower.
+SLOWER = 1.05
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The float model that everything is judged against.
+
+    Attributes:
+        metric: name of the metric, "top1", "mae", "agreement", ….
+        value: of the float model, None when nothing could be measured.
+        n: number of evaluation inputs.
+        params: number of weights.
+        macs: multiply-accumulates of one inference at batch one.
+        size_bytes: of the float weights.
+        latency: of the float graph, None when it was not timed.
+    """
+
+    metric: str
+    value: float | None
+    n: int
+    params: int
+    macs: int
+    size_bytes: int
+    latency: LatencyStats | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """How the saved file compares with the quantized torch reference, in steps of the output grid.
+
+    Attributes:
+        reference: what read the file back: "LiteRT 2.3.0", "ONNX Runtime 1.31.1".
+        n: inputs compared.
+        max_steps: largest difference.
+        p999_steps: 99.9th percentile of the differences.
+        equal: share of equal values, 0 to 1.
+        max_allowed: bound on `max_steps`.
+        p999_allowed: bound on `p999_steps`.
+    """
+
+    reference: str
+    n: int
+    max_steps: float
+    p999_steps: float
+    equal: float
+    max_allowed: float = 2.0
+    p999_allowed: float = 1.0
+
+    @property
+    def holds(self) -> bool:
+        """Both bounds hold; NaN holds nothing."""
+        return self.max_steps <= self.max_allowed and self.p999_steps <= self.p999_allowed
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactResult:
+    """One saved file and everything that was measured on it.
+
+    Attributes:
+        format: "onnx", "tflite" or "coreml".
+        file: name inside the bundle.
+        size_bytes: of the file or package.
+        proof: None when no runtime or evaluator could read it here.
+        metric: value of the baseline's metric on the file.
+        drop: loss against the baseline in the metric's own unit, above 0 is worse.
+        agreement: share of inputs with the same answer as the float model.
+        snr_db: of the file's outputs against the float model's.
+        latency: of the file, None when it could not be timed here.
+        float_latency: of its float twin in the same runtime, timed in the same rounds.
+        float_size_bytes: of its float twin.
+        lowering: "static int8", or which fallback was taken.
+        int8_ops: number of integer kernels that run.
+        float_ops: float kernels that run, by name.
+        delegated_partitions: of XNNPACK, None for other formats.
+        notes: plain sentences.
+    """
+
+    format: str
+    file: str
+    size_bytes: int
+    proof: Proof | None = None
+    metric: float | None = None
+    drop: float | None = None
+    agreement: float | None = None
+    snr_db: float | None = None
+    latency: LatencyStats | None = None
+    float_latency: LatencyStats | None = None
+    float_size_bytes: int | None = None
+    lowering: str = "static int8"
+    int8_ops: int | None = None
+    float_ops: Mapping[str, int] = field(default_factory=dict)
+    delegated_partitions: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def speedup(self) -> float | None:
+        """Median of the float twin over the median of the file; above 1 is faster."""
+        if self.latency is None or self.float_latency is None or self.latency.p50_ms <= 0:
+            return None
+        return self.float_latency.p50_ms / self.latency.p50_ms
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """One stage of the pipeline; `before` and `after` hold `params`, `macs` and `value`."""
+
+    name: str
+    seconds: float
+    before: Mapping[str, float | None] = field(default_factory=dict)
+    after: Mapping[str, float | None] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LayerResult:
+    """One layer of the quantized program.
+
+    Attributes:
+        name: as in the user's model.
+        op: "conv2d", "linear", ….
+        weight_bytes: as stored.
+        macs: multiply-accumulates of one inference.
+        snr_db: of the layer's output with everything quantized, against float.
+        damage_db: of the model's output with this layer alone quantized; lower is worse.
+        kept_float: the layer stayed float32.
+        reason: why it did, "" when it did not.
+    """
+
+    name: str
+    op: str
+    weight_bytes: int = 0
+    macs: int = 0
+    snr_db: float | None = None
+    damage_db: float | None = None
+    kept_float: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where the bundle comes from; hashes in hex."""
+
+    seed: int
+    versions: Mapping[str, str]
+    recipe_sha256: str
+    model_sha256: str
+    calibration_sha256: str
+    command: str
+
+
+def verdict(
+    *,
+    baseline: Baseline,
+    artifacts: Sequence[ArtifactResult],
+    layers: Sequence[LayerResult],
+    budget: Budget,
+    failures: Sequence[LoweringError] = (),
+) -> tuple[str, ...]:
+    """Return why the result is refused, in words with layer names; empty when it is accepted."""
+    reasons = [str(failure).split("\n", 1)[0] for failure in failures]
+    if not artifacts:
+        reasons.append("no artifact was written")
+    for artifact in artifacts:
+        found = (
+            _proof_reason(artifact),
+            _drop_reason(artifact, baseline, layers, budget),
+            _size_reason(artifact, budget),
+            *_latency_reasons(artifact, layers, budget),
+        )
+        reasons.extend(f"{artifact.format}: {reason}" for reason in found if reason)
+    return tuple(reasons)
+
+
+def _proof_reason(artifact: ArtifactResult) -> str:
+    proof = artifact.proof
+    if proof is None:
+        return "not proven, nothing on this machine could read the file back"
+    if proof.holds:
+        return ""
+    return (
+        f"{proof.reference} differs from the quantized reference by up to {proof.max_steps:g} steps "
+        f"(p99.9 {proof.p999_steps:g}); allowed are {proof.max_allowed:g} (p99.9 {proof.p999_allowed:g})"
+    )
+
+
+def _drop_reason(
+    artifact: ArtifactResult, baseline: Baseline, layers: Sequence[LayerResult], budget: Budget
+) -> str:
+    if artifact.drop is None or artifact.drop <= budget.max_drop:
+        return ""
+    lost = numbers.points(artifact.drop, baseline.metric)
+    allowed = numbers.points(budget.max_drop, baseline.metric)
+    judged = [layer for layer in layers if layer.damage_db is not None and not layer.kept_float]
+    worst = sorted(judged, key=lambda layer: layer.damage_db or 0.0)[:3]
+    named = ", ".join(f"{layer.name} ({layer.damage_db:.1f} dB alone)" for layer in worst)
+    because = f"; the layers that cost most: {named}" if named else ""
+    return f"{baseline.metric} fell by {lost}, allowed is {allowed}{because}"
+
+
+def _size_reason(artifact: ArtifactResult, budget: Budget) -> str:
+    if budget.max_size_mb is None or artifact.size_bytes <= budget.max_size_mb * 1e6:
+        return ""
+    return f"{numbers.size(artifact.size_bytes)}, allowed is {budget.max_size_mb:g} MB"
+
+
+def _latency_reasons(
+    artifact: ArtifactResult, layers: Sequence[LayerResult], budget: Budget
+) -> tuple[str, ...]:
+    reasons = []
+    limit = budget.max_latency_ms
+    if limit is not None and artifact.latency is not None and artifact.latency.p50_ms > limit:
+        reasons.append(
+            f"median latency {numbers.milliseconds(artifact.latency.p50_ms)}, allowed is {limit:g} ms"
+        )
+    if not budget.allow_slower and artifact.speedup is not None and artifact.speedup * SLOWER < 1:
+        floats = ", ".join(f"{count}× {op}" for op, count in sorted(artifact.float_ops.items()))
+        kept = ", ".join(layer.name for layer in layers if layer.kept_float)
+        detail = "; ".join(
+            part
+            for part in (
+                f"in float: {floats}" if floats else "",
+                f"{artifact.delegated_partitions} delegated partitions"
+                if (artifact.delegated_partitions or 0) > 1
+                else "",
+                f"layers kept float: {kept}" if kept else "",
+            )
+            if part
+        )
+        slower = 1 / artifact.speedup
+        reasons.append(
+            f"{slower:.2f} times the latency of its float twin" + (f" ({detail})" if detail else "")
+        )
+    return tuple(reasons)
+
+
+def build_report(
+    *,
+    name: str,
+    version: str,
+    baseline: Baseline,
+    artifacts: Sequence[ArtifactResult],
+    layers: Sequence[LayerResult],
+    stages: Sequence[StageResult],
+    budget: Budget,
+    provenance: Provenance,
+    notes: Sequence[str] = (),
+    failures: Sequence[LoweringError] = (),
+) -> dict[str, Any]:
+    """Return the content of `report.json`: plain JSON values, no NaN, infinities as null.
+
+    Args:
+        name: of the model.
+        version: of the model.
+        baseline: the float model.
+        artifacts: one per written format.
+        layers: in the order of execution.
+        stages: in the order in which they ran.
+        budget: what had to hold.
+        provenance: where it comes from.
+        notes: plain sentences that a reader must not miss.
+        failures: formats that could not be lowered.
+    """
+    reasons = verdict(baseline=baseline, artifacts=artifacts, layers=layers, budget=budget, failures=failures)
+    report = {
+        "schema": 1,
+        "model": {"name": name, "version": version},
+        "accepted": not reasons,
+        "reasons": list(reasons),
+        "notes": list(notes),
+        "budget": {key: getattr(budget, key) for key in _BUDGET_KEYS},
+        "baseline": _baseline_tree(baseline),
+        "artifacts": {artifact.format: _artifact_tree(artifact) for artifact in artifacts},
+        "failures": [_failure_tree(failure) for failure in failures],
+        "stages": [_stage_tree(stage) for stage in stages],
+        "layers": [_layer_tree(layer) for layer in layers],
+        "provenance": _provenance_tree(provenance),
+    }
+    plain: dict[str, Any] = _plain(report)
+    return plain
+
+
+_BUDGET_KEYS = ("max_drop", "max_latency_ms", "max_size_mb", "allow_slower")
+
+
+def _plain(value: Any) -> Any:
+    """Return JSON values: numpy numbers as Python's, what is not finite as None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _latency_tree(latency: LatencyStats | None) -> dict[str, Any] | None:
+    if latency is None:
+        return None
+    return {"p50": latency.p50_ms, "p90": latency.p90_ms, "p99": latency.p99_ms, "rounds": latency.n}
+
+
+def _baseline_tree(baseline: Baseline) -> dict[str, Any]:
+    return {
+        "metric": baseline.metric,
+        "value": baseline.value,
+        "n": baseline.n,
+        "params": baseline.params,
+        "macs": baseline.macs,
+        "size_bytes": baseline.size_bytes,
+        "latency_ms": _latency_tree(baseline.latency),
+    }
+
+
+def _artifact_tree(artifact: ArtifactResult) -> dict[str, Any]:
+    proof = artifact.proof
+    return {
+        "file": artifact.file,
+        "size_bytes": artifact.size_bytes,
+        "float_size_bytes": artifact.float_size_bytes,
+        "metric": artifact.metric,
+        "drop": artifact.drop,
+        "agreement": artifact.agreement,
+        "snr_db": artifact.snr_db,
+        "proof": None
+        if proof is None
+        else {
+            "reference": proof.reference,
+            "n": proof.n,
+            "max_steps": proof.max_steps,
+            "p999_steps": proof.p999_steps,
+            "equal": proof.equal,
+            "max_allowed": proof.max_allowed,
+            "p999_allowed": proof.p999_allowed,
+            "holds": proof.holds,
+        },
+        "latency_ms": _latency_tree(artifact.latency),
+        "float_latency_ms": _latency_tree(artifact.float_latency),
+        "speedup": artifact.speedup,
+        "lowering": artifact.lowering,
+        "int8_ops": artifact.int8_ops,
+        "float_ops": dict(sorted(artifact.float_ops.items())),
+        "delegated_partitions": artifact.delegated_partitions,
+        "notes": list(artifact.notes),
+    }
+
+
+def _failure_tree(failure: LoweringError) -> dict[str, Any]:
+    return {key: getattr(failure, key) for key in ("format", "op", "where", "why", "way_out")}
+
+
+def _stage_tree(stage: StageResult) -> dict[str, Any]:
+    return {
+        "name": stage.name,
+        "seconds": stage.seconds,
+        "before": dict(stage.before),
+        "after": dict(stage.after),
+        "notes": list(stage.notes),
+    }
+
+
+def _layer_tree(layer: LayerResult) -> dict[str, Any]:
+    keys = ("name", "op", "snr_db", "damage_db", "weight_bytes", "macs", "kept_float", "reason")
+    return {key: getattr(layer, key) for key in keys}
+
+
+def _provenance_tree(provenance: Provenance) -> dict[str, Any]:
+    keys = ("seed", "recipe_sha256", "model_sha256", "calibration_sha256", "command")
+    return {**{key: getattr(provenance, key) for key in keys}, "versions": dict(provenance.versions)}
