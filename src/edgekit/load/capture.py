@@ -87,7 +87,7 @@ def _replayed(fixed: Captured, example: Sequence[torch.Tensor], batch: int) -> C
     rows = resize_batch(tuple(v.float() if v.is_floating_point() else v for v in example), carriers, batch)
     reference = one_row(program.graph, rows)
     again = capture(
-        Replay(program.graph), rows, input_names=inputs, output_names=outputs, reference=reference
+        Replay(program.graph, batch), rows, input_names=inputs, output_names=outputs, reference=reference
     )
     better = again.program.dynamic_batch or (batch != 1 and again.program.inputs[0].shape[:1] == (1,))
     return Captured(again.program, fixed.notes + again.notes) if better else fixed

@@ -58,8 +58,10 @@ def from_user_export(
         open_already = program_of(graph, inputs, names, output_names)
         if batch_is_free(open_already):
             return Captured(open_already, notes)
+    carriers = batch_carriers(concrete)
+    batch = next((shape[0] for shape, carries in zip(concrete, carriers, strict=True) if carries), 1)
     captured = capture(
-        Replay(graph),
+        Replay(graph, batch),
         inputs,
         input_names=names,
         output_names=output_names,

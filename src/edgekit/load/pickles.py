@@ -19,6 +19,7 @@ import torch
 
 from edgekit.errors import UsageError
 from edgekit.load.archive import damaged
+from edgekit.load.sniff import LEGACY_MAGIC
 
 # Plain values that training scripts keep beside the weights; their constructors do nothing but hold data.
 _HARMLESS = [argparse.Namespace, np.dtype, np.ndarray, *{type(np.dtype(c)) for c in "?bBhHiIlLqQefd"}]
@@ -114,6 +115,9 @@ def load_pickled(path: Path, *, trust: bool) -> Any:
 
 def _load_trusted(path: Path) -> Any:
     try:
+        if not zipfile.is_zipfile(path) and LEGACY_MAGIC not in path.open("rb").read(32):
+            with path.open("rb") as stream:
+                return pickle.load(stream)  # noqa: S301 - the user said --trust
         return torch.load(path, map_location="cpu", weights_only=False)
     except (ImportError, AttributeError) as error:
         raise UsageError(

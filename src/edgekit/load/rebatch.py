@@ -25,10 +25,12 @@ class Replay(torch.nn.Module):  # type: ignore[misc]
 
     Args:
         graph: flat graph whose nodes carry `meta["val"]` of the batch at which it was captured.
+        batch: that batch.
     """
 
-    def __init__(self, graph: GraphModule) -> None:
+    def __init__(self, graph: GraphModule, batch: int) -> None:
         super().__init__()
+        self._batch = batch
         for name, child in graph.named_children():
             self.add_module(name, child)
         for name, parameter in graph.named_parameters(recurse=False):
@@ -40,18 +42,71 @@ class Replay(torch.nn.Module):  # type: ignore[misc]
 
     def forward(self, *args: torch.Tensor) -> Any:
         """Flat inputs in, flat tuple out."""
-        return _Rebatching(self, graph=self._steps).run(*args)
+        return _Rebatching(self, self._steps, self._batch).run(*args)
 
 
 class _Rebatching(Interpreter):  # type: ignore[misc]
-    """Interpreter that repairs the sizes written for the captured batch."""
+    """Interpreter that repairs the sizes written for the captured batch.
+
+    `_inside` says for every value how many blocks lie before the batch within the axis that holds it: 1 where
+    the batch is outermost (`[batch * heads, …]`), `length` after `[length, batch, …]` became one axis.
+    """
+
+    def __init__(self, module: torch.nn.Module, steps: torch.fx.Graph, batch: int) -> None:
+        super().__init__(module, graph=steps)
+        self._batch = batch
+        self._inside: dict[Node, int] = {}
 
     def run_node(self, n: Node) -> Any:
-        rule = _RULES.get(getattr(n.target, "_opname", "")) if n.op == "call_function" else None
-        if rule is None:
+        sources = [source for source in n.all_input_nodes if source in self._inside]
+        if sources:
+            self._inside[n] = self._inside[sources[0]]
+        name = getattr(n.target, "_opname", "") if n.op == "call_function" else ""
+        if name not in _RULES and name not in _VIEWS:
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        return n.target(*rule(n, tuple(args)), **kwargs)
+        args = self._view(n, tuple(args)) if name in _VIEWS else _RULES[name](n, tuple(args))
+        return n.target(*args, **kwargs)
+
+    def _view(self, node: Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Let the output axis that holds the batch take what is there (-1)."""
+        then, out = _static(node.args[0]), _static(node)
+        if then is None or out is None:
+            return args
+        axis = _grown_axis(args[0].shape, then)
+        if axis is None:
+            return args
+        before = prod(then[:axis]) * self._inside.get(node.args[0], 1)
+        chosen = _axis_of_batch(before, self._batch, axis, out)
+        if chosen is None:
+            return args
+        self._inside[node] = max(before // max(prod(out[:chosen]), 1), 1)
+        sizes = list(out)
+        sizes[chosen] = -1
+        return (args[0], sizes, *args[2:])
+
+
+def _axis_of_batch(before: int, batch: int, axis: int, out: tuple[int, ...]) -> int | None:
+    """Where a view puts the batch, by row-major order.
+
+    An output axis can hold the batch if what lies before it divides what lay before the batch, and the same
+    behind. Axes of size one leave several: one that begins or ends where the batch did is likelier, and features
+    (the last axis) hardly ever take the batch in.
+    """
+    behind = prod(out) // max(before * batch, 1)
+    candidates = [
+        i
+        for i in range(len(out))
+        if before % max(prod(out[:i]), 1) == 0
+        and behind % max(prod(out[i + 1 :]), 1) == 0
+        and out[i] % batch == 0
+    ]
+
+    def doubt(i: int) -> tuple[bool, bool, bool, bool]:
+        begins, ends = prod(out[:i]) == before, prod(out[i + 1 :]) == behind
+        return (not (begins and ends), i == len(out) - 1, i != axis, not ends)
+
+    return min(candidates, key=doubt, default=None)
 
 
 def _static(node: object) -> tuple[int, ...] | None:
@@ -70,25 +125,6 @@ def _grown_axis(now: Shape, then: Shape) -> int | None:
 def _is(a: Any, b: int) -> bool:
     """Equal, without asking a symbolic size (a free batch is never a plain number)."""
     return isinstance(a, int) and a == b
-
-
-def _view(node: Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The grown axis moves to the output axis that starts at the same offset of the row-major order."""
-    then, out = _static(node.args[0]), _static(node)
-    if then is None or out is None:
-        return args
-    axis = _grown_axis(args[0].shape, then)
-    if axis is None:
-        return args
-    lead = prod(then[:axis])
-    fits = [i for i in range(len(out)) if prod(out[:i]) == lead]
-    # Axes of size one make several answers possible: the same axis first, then the outermost.
-    chosen = axis if axis in fits else fits[0] if fits else None
-    if chosen is None:
-        return args
-    sizes = list(out)
-    sizes[chosen] = -1
-    return (args[0], sizes, *args[2:])
 
 
 def _expand(node: Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -122,7 +158,7 @@ def _cat(node: Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _spread(tensor: torch.Tensor, axis: int, size: Any) -> torch.Tensor:
-    first = tensor.narrow(axis, 0, 1)
+    first = tensor if _is(tensor.shape[axis], 1) else tensor.narrow(axis, 0, 1)
     return first.expand(*[size if i == axis else -1 for i in range(tensor.dim())])
 
 
@@ -137,10 +173,8 @@ def _recurrent(_: Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (args[0], fixed if isinstance(args[1], (list, tuple)) else fixed[0], *args[2:])
 
 
+_VIEWS = ("view", "reshape", "_unsafe_view")
 _RULES: dict[str, Callable[[Node, tuple[Any, ...]], tuple[Any, ...]]] = {
-    "view": _view,
-    "reshape": _view,
-    "_unsafe_view": _view,
     "expand": _expand,
     "cat": _cat,
     "stack": _cat,

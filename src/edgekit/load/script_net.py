@@ -79,6 +79,8 @@ class ScriptNet(torch.nn.Module):  # type: ignore[misc]
                 self._fixed[node.output().debugName()] = self._fixed_value(full, value)
             elif kind == "prim::Constant":
                 value = node.output().toIValue()
+                if isinstance(value, torch.Tensor) and value.dim() == 0 and value.dtype != torch.bool:
+                    value = value.item()  # traces write Python's numbers as tensors
                 name = f"constant_{len(self._fixed)}"
                 self._fixed[node.output().debugName()] = self._fixed_value(name, value)
             elif kind == "prim::SetAttr":

@@ -119,13 +119,18 @@ ALWAYS: dict[str, Callable[..., Any]] = {
     "aten::Bool": bool, "aten::ScalarImplicit": _number, "aten::item": _number, "aten::tensor": _tensor,
     "aten::as_tensor": lambda v, *a: v if isinstance(v, torch.Tensor) else _tensor(v, *a[:1]),
     "aten::is_floating_point": lambda x: x.is_floating_point(), "aten::is_complex": lambda x: x.is_complex(),
-    "aten::requires_grad": lambda _: False, "aten::is_grad_enabled": lambda: False,
+    # Saying that gradients are wanted keeps torch.nn's attention off its fused kernels, which nobody can lower.
+    "aten::requires_grad": lambda _: True, "prim::requires_grad": lambda _: True,
+    "aten::is_grad_enabled": lambda: True,
     "aten::is_scripting": lambda: True,
     "prim::NumToTensor": lambda v: v, "prim::unchecked_cast": lambda v: v,
     "aten::_unwrap_optional": lambda v: v,
     "prim::unchecked_unwrap_optional": lambda v: v, "prim::data": lambda v: v.detach(),
     "prim::Print": _nothing,
-    "prim::device": lambda _: torch.device("cpu"), "prim::is_cuda": lambda _: False,
+    "prim::device": lambda _: torch.device("cpu"),
+    "prim::is_cuda": lambda _: False, "prim::is_nested": lambda _: False, "prim::is_sparse": lambda _: False,
+    "prim::type": lambda d: d.type, "prim::is_quantized": lambda _: False,
+    "prim::is_mkldnn": lambda _: False, "prim::is_meta": lambda _: False,
     "prim::layout": lambda _: 0,
     "prim::dtype": lambda x: _DTYPE_NUMBERS[x.dtype], "prim::Uninitialized": _nothing,
     "prim::rangelist": lambda n: list(range(n)),
@@ -150,7 +155,8 @@ def aten_call(schema_text: str, values: Sequence[Any]) -> Any:
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     for argument, value in zip(schema.arguments, values, strict=False):
-        plain = _plain(argument.name, value, str(argument.type))
+        # Numbers after the first argument stay numbers: `add.Tensor(x, 1)` is how torch itself records them.
+        plain = _plain(argument.name, value, "" if args else str(argument.type))
         if argument.kwarg_only:
             kwargs[argument.name] = plain
         else:

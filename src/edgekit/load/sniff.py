@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 # torch's own magic number at the head of files written before torch 1.6.
-_LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 # What is not a torch model: what to call it, and the way out.
 FOREIGN: dict[str, tuple[str, str]] = {
@@ -55,7 +55,7 @@ def sniff(head: bytes, size_bytes: int, members: Sequence[str] | None) -> str:
         ("tflite", head[4:8] == b"TFL3"),
         ("html", text.startswith((b"<!doctype html", b"<html", b"<head"))),
         ("lfs", head.startswith(b"version https://git-lfs")),
-        ("legacy torch", _LEGACY_MAGIC in head[:32]),
+        ("legacy torch", LEGACY_MAGIC in head[:32]),
         ("pickle", len(head) > 1 and head[0] == 0x80 and 2 <= head[1] <= 5),
         ("safetensors", _is_safetensors(head, size_bytes)),
         ("text", _is_text(head)),
