@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +11,7 @@ from edgekit_converters.errors import LoweringError
 from edgekit_converters.onnx.rewrites import REWRITES
 from edgekit_converters.program import Program, QuantizedProgram
 from edgekit_converters.source import find_source
+from edgekit_converters.store import batched, capture, quiet_torch
 
 OPSET: Final = 18
 """The oldest opset that torch writes; ONNX Runtime reads it from 1.14 on, so old device images can."""
@@ -45,22 +42,15 @@ def export_onnx(program: QuantizedProgram | Program, path: Path) -> None:
     model = _torch_export(source)
     for rewrite in REWRITES:
         rewrite(model)
-    _tidy(model, source)
+    _tidy(model)
     ir.save(model, path)
 
 
 def _torch_export(program: Program) -> Any:
-    args, shapes = program.example, None
-    if program.dynamic_batch:
-        # Batch one would be specialised to a constant.
-        args = tuple(
-            torch.cat([x, x]) if i.batch else x for x, i in zip(program.example, program.inputs, strict=True)
-        )
-        batch = torch.export.Dim("batch", min=1)
-        shapes = tuple({0: batch} if i.batch else {} for i in program.inputs)
-    with _quiet():
+    args = batched(program)[0] if program.dynamic_batch else program.example
+    with quiet_torch():
         try:
-            exported = _capture(program, args, shapes)
+            exported = capture(program)
             onnx_program = torch.onnx.export(
                 exported,
                 args,
@@ -78,14 +68,6 @@ def _torch_export(program: Program) -> Any:
 
 def _has_gelu(program: Program) -> bool:
     return bool(program.graph.graph.find_nodes(op="call_function", target=torch.ops.aten.gelu.default))
-
-
-def _capture(program: Program, args: tuple[torch.Tensor, ...], shapes: Any) -> torch.export.ExportedProgram:
-    if shapes is not None:
-        # A single tuple argument list: GraphModule.forward takes the inputs one by one.
-        named = dict(zip([n.name for n in program.graph.graph.find_nodes(op="placeholder")], shapes, strict=True))
-        return torch.export.export(program.graph, args, dynamic_shapes=named)
-    return torch.export.export(program.graph, args)
 
 
 def _lowering_error(program: Program, error: Exception) -> LoweringError:
@@ -108,7 +90,7 @@ def _lowering_error(program: Program, error: Exception) -> LoweringError:
     )
 
 
-def _tidy(model: Any, program: Program) -> None:
+def _tidy(model: Any) -> None:
     """Drop what differs between machines (paths in stack traces) and what nobody reads."""
     model.producer_name, model.producer_version = "edgekit", ""
     model.doc_string = ""
@@ -123,22 +105,3 @@ def _tidy(model: Any, program: Program) -> None:
             out.metadata_props.clear()
     for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
         value.metadata_props.clear()
-    del program
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    loggers = [logging.getLogger(n) for n in ("torch.onnx", "onnxscript", "onnx_ir")]
-    loggers += [
-        logging.getLogger(n) for n in logging.root.manager.loggerDict if n.startswith(("torch.onnx", "onnxscript"))
-    ]
-    levels = [x.level for x in loggers]
-    for x in loggers:
-        x.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for x, level in zip(loggers, levels, strict=True):
-            x.setLevel(level)
