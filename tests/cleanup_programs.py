@@ -2,10 +2,12 @@
 
 import warnings
 from collections import Counter
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from edgekit_converters.cleanup import clean
 from edgekit_converters.program import Program, TensorInfo
 
 
@@ -64,3 +66,41 @@ class Flat(nn.Module):
 
 def _info(name: str, tensor: Tensor) -> TensorInfo:
     return TensorInfo(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+
+
+class Formula(nn.Module):
+    """A function of tensors and layers as a module: `Formula(lambda x, conv: conv(x).relu(), conv)`."""
+
+    def __init__(self, function: Callable[..., object], *layers: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, *inputs: Tensor) -> object:
+        return self.function(*inputs, *self.layers)
+
+
+def cleaned(
+    function: Callable[..., object], *layers: nn.Module, shape: tuple[int, ...], dynamic: bool = False
+) -> Program:
+    """The cleaned program of `function`; fails when its output on other inputs is not the module's."""
+    module = Formula(function, *layers).eval()
+    generator = torch.Generator().manual_seed(3)
+    program, _ = clean(program_of(module, (torch.randn(1, *shape, generator=generator),), dynamic=dynamic))
+    batch = torch.randn(3 if dynamic else 1, *shape, generator=generator)
+    with torch.no_grad():
+        wanted = module(batch.clone())
+        wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+        for want, got in zip(wanted, program.graph(batch), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5 * float(want.abs().max()))
+    return program
+
+
+def settled_norm(norm: nn.Module, seed: int = 0) -> nn.Module:
+    """Gives a batch norm the statistics and parameters of a trained one."""
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in (norm.running_mean, norm.weight, norm.bias):
+        if tensor is not None:
+            tensor.data.normal_(generator=generator)
+    norm.running_var.uniform_(0.2, 3.0, generator=generator)
+    return norm

@@ -81,18 +81,20 @@ def _bounded(graph: GraphModule, node: Node, low: Any, high: Any) -> bool:
     if low == 0 and high is None:
         replace(node, insert(graph, node, aten.relu.default, node.args[0]))
         return True
+    if low is None and high is not None:
+        return _upper_bound(graph, node, high)
     if low is None or high is None:
         return False
     replace(node, insert(graph, node, aten.hardtanh.default, node.args[0], float(low), float(high)))
     return True
 
 
-def _clamp_max(graph: GraphModule, node: Node) -> bool:
+def _upper_bound(graph: GraphModule, node: Node, high: float) -> bool:
     """`min(relu(x), 6)`, the spelling of some ports of relu6."""
-    arguments = bind(node)
-    high, source = arguments["max"], arguments["self"]
-    if not isinstance(high, int | float) or high <= 0 or not is_call(source, aten.relu.default):
+    source = node.args[0]
+    if high <= 0 or not is_call(source, aten.relu.default):
         return False
+    assert isinstance(source, Node)
     replace(node, insert(graph, node, aten.hardtanh.default, source.args[0], 0.0, float(high)))
     return True
 
@@ -214,7 +216,7 @@ _REWRITES: tuple[tuple[Any, Callable[[GraphModule, Node], bool]], ...] = (
     (aten.mul.Tensor, _number_last),
     (aten.add.Tensor, _number_last),
     (aten.relu6.default, _relu6),
-    (aten.clamp_max.default, _clamp_max),
+    (aten.clamp_max.default, _clamp),
     (aten.clamp.default, _clamp),
     (aten.clamp_min.default, _clamp),
     (aten.hardtanh.default, _hardtanh),

@@ -169,7 +169,7 @@ def _quotients(node: Node) -> list[tuple[Node, object]]:
 def _is_root(value: object) -> bool:
     if is_call(value, aten.pow.Tensor_Scalar):
         assert isinstance(value, Node)
-        return value.args[1] == 0.5
+        return bool(value.args[1] == 0.5)
     return is_call(value, aten.sqrt.default)
 
 
@@ -180,14 +180,11 @@ def _layer_norm_source(graph: GraphModule, centred: Node, variance: Node) -> Nod
     source, mean = centred.args[0], centred.args[1]
     if not isinstance(source, Node) or not _is_last_mean(mean) or mean.args[0] is not source:
         return None
-    if is_call(variance, aten.var.correction):
+    if is_call(variance, aten.var.correction, aten.var.dim):
         arguments = bind(variance)
-        biased = arguments["correction"] == 0 and bool(arguments["keepdim"])
-        return (
-            source
-            if arguments["self"] in (source, centred) and biased and _is_last(variance, arguments)
-            else None
-        )
+        biased = arguments.get("correction") == 0 or arguments.get("unbiased") is False
+        fits = arguments["self"] in (source, centred) and biased and bool(arguments["keepdim"])
+        return source if fits and _is_last(variance, arguments) else None
     if _is_last_mean(variance) and _is_power(graph, variance.args[0], centred, 2, 1.0):
         return source
     return None

@@ -7,6 +7,7 @@ from torch.fx import GraphModule, Node
 
 from edgekit_converters.cleanup.edit import aten, insert
 from edgekit_converters.errors import LoweringError
+from edgekit_converters.source import find_source
 
 # Results that may share memory with their first argument.
 _VIEWS = frozenset(
@@ -187,11 +188,10 @@ def _nodes_after(node: Node) -> set[Node]:
 
 
 def _refusal(node: Node, why: str) -> LoweringError:
-    trace = str(node.meta.get("stack_trace") or "").strip().splitlines()
     return LoweringError(
         format="torch",
         op=str(node.target),
-        where=trace[-2].strip() if len(trace) > 1 else "",
+        where=find_source(node),
         why=why,
         way_out="Write this line without the in-place operation (`y = f(x)` for `x.f_()`).",
     )
