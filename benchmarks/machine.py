@@ -47,11 +47,12 @@ def machine() -> Machine:
         "isa": [name for name in EXTENSIONS if name in flags],
         "cores": os.cpu_count() or 1,
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: version(name) for name in PACKAGES},
     }
 
 
-def _version(name: str) -> str:
+def version(name: str) -> str:
+    """Installed version of a distribution, "absent" without it."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

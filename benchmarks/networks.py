@@ -103,12 +103,18 @@ class Network:
         make: gives the module in evaluation mode, the same at every call.
         calibration: gives `n` samples to calibrate on, float32.
         evaluation: gives `n` other samples to judge on, float32.
+        calibrate: how many samples every candidate is calibrated with.
+        judge: how many samples every candidate is judged on.
+        labels: of the evaluation samples, int64 `[judge]`, where there are any.
     """
 
     name: str
     make: Callable[[], nn.Module]
     calibration: Callable[[int], Floats]
     evaluation: Callable[[int], Floats]
+    calibrate: int = 64
+    judge: int = 64
+    labels: Callable[[], npt.NDArray[np.int64]] | None = None
 
 
 def _cifar(split: Callable[[], data_cifar10.Cifar10], n: int) -> Floats:
@@ -141,12 +147,17 @@ NETWORKS: tuple[Network, ...] = (
         efficientnet_lite0,
         partial(_photos, data_photos.CALIBRATION),
         partial(_photos, data_photos.EVALUATION),
+        calibrate=128,
+        judge=384,
     ),
     Network(
         "ResNet-20",
         resnet20,
         partial(_cifar, data_cifar10.training_split),
         partial(_cifar, data_cifar10.heldout_split),
+        calibrate=256,
+        judge=10_000,
+        labels=lambda: data_cifar10.heldout_split().y,
     ),
     _untrained("MobileNetV3-small", MobileNetV3Small, (3, 224, 224)),
     _untrained("DS-CNN", DSCNN, (1, 49, 10)),

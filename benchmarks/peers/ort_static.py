@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -16,13 +15,22 @@ from benchmarks.peers import float_onnx
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """ONNX Runtime's own interface to calibration samples."""
+    """ONNX Runtime's own interface to calibration samples, one at a time."""
 
     def __init__(self, name: str, samples: Floats) -> None:
-        self._feeds: Iterator[dict[str, Floats]] = ({name: samples[i : i + 1]} for i in range(len(samples)))
+        self._name, self._samples, self._next, self._end = name, samples, 0, len(samples)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self._next, self._end = start_index, end_index
 
     def get_next(self) -> dict[str, Floats] | None:
-        return next(self._feeds, None)
+        if self._next >= self._end:
+            return None
+        self._next += 1
+        return {self._name: self._samples[self._next - 1 : self._next]}
 
 
 def build(module: nn.Module, calibration: Floats, out: Path) -> None:
@@ -52,4 +60,6 @@ def _quantize(module: nn.Module, calibration: Floats, out: Path, method: Calibra
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=method,
+            # One sample a step: histograms otherwise hold every activation of every sample in memory at once.
+            extra_options={} if method is CalibrationMethod.MinMax else {"CalibStridedMinMax": 1},
         )
