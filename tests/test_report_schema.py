@@ -126,10 +126,10 @@ def test_the_report_is_plain_json_whatever_was_measured() -> None:
 
 
 def shown(report: dict[str, Any], width: int = 140) -> str:
-    console = Console(width=width, force_terminal=False, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    with console.file:
+    console = Console(width=width)
+    with console.capture() as captured:
         console.print(summary(report))
-    return console.export_text()
+    return captured.get()
 
 
 def test_the_summary_has_a_row_per_format_and_the_verdict() -> None:
