@@ -82,11 +82,17 @@ def test_a_file_that_nothing_could_read_is_refused() -> None:
 
 
 def test_slower_than_float_is_refused_with_the_ops_and_partitions() -> None:
-    slow = onnx(latency=sample_report.latency(9), float_ops={"HARD_SWISH": 10}, delegated_partitions=11)
+    slow = onnx(
+        latency=sample_report.latency(9),
+        float_ops={"HARD_SWISH": 10},
+        delegated_partitions=11,
+        outside_ops={"ELU": 2},
+    )
     (reason,) = judge(slow)
     assert "2.04 times the latency" in reason
     assert "10× HARD_SWISH" in reason
     assert "11 delegated partitions" in reason
+    assert "outside the delegate: 2× ELU" in reason
     assert "head.norm" in reason
     assert judge(slow, budget=Budget(allow_slower=True)) == ()
 

@@ -146,6 +146,7 @@ def refused() -> dict[str, Any]:
                 latency=latency(13.2),
                 float_ops={"HARD_SWISH": 10},
                 delegated_partitions=10,
+                outside_ops={"HARD_SWISH": 10},
             ),
         ),
         failures=(

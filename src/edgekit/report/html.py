@@ -83,6 +83,11 @@ def _view(report: Mapping[str, Any]) -> dict[str, Any]:
             for name, artifact in report["artifacts"].items()
             if artifact["float_ops"]
         ],
+        "outside": [
+            {"title": TITLES.get(name, name), "ops": sorted(artifact["outside_ops"].items())}
+            for name, artifact in report["artifacts"].items()
+            if artifact.get("outside_ops")
+        ],
         "proofs": [
             {"title": TITLES.get(name, name), "proof": artifact["proof"]}
             for name, artifact in report["artifacts"].items()

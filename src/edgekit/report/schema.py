@@ -98,6 +98,7 @@ class ArtifactResult:
         int8_ops: number of integer kernels that run.
         float_ops: float kernels that run, by name.
         delegated_partitions: of XNNPACK, None for other formats.
+        outside_ops: ops that XNNPACK left to slower kernels, by name.
         notes: plain sentences.
     """
 
@@ -116,6 +117,7 @@ class ArtifactResult:
     int8_ops: int | None = None
     float_ops: Mapping[str, int] = field(default_factory=dict)
     delegated_partitions: int | None = None
+    outside_ops: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -239,24 +241,22 @@ def _latency_reasons(
             f"median latency {numbers.milliseconds(artifact.latency.p50_ms)}, allowed is {limit:g} ms"
         )
     if not budget.allow_slower and artifact.speedup is not None and artifact.speedup * SLOWER < 1:
-        floats = ", ".join(f"{count}× {op}" for op, count in sorted(artifact.float_ops.items()))
         kept = ", ".join(layer.name for layer in layers if layer.kept_float)
-        detail = "; ".join(
-            part
-            for part in (
-                f"in float: {floats}" if floats else "",
-                f"{artifact.delegated_partitions} delegated partitions"
-                if (artifact.delegated_partitions or 0) > 1
-                else "",
-                f"layers kept float: {kept}" if kept else "",
-            )
-            if part
+        partitions = artifact.delegated_partitions or 0
+        found = (
+            f"in float: {_counted(artifact.float_ops)}" if artifact.float_ops else "",
+            f"{partitions} delegated partitions" if partitions > 1 else "",
+            f"outside the delegate: {_counted(artifact.outside_ops)}" if artifact.outside_ops else "",
+            f"layers kept float: {kept}" if kept else "",
         )
-        slower = 1 / artifact.speedup
-        reasons.append(
-            f"{slower:.2f} times the latency of its float twin" + (f" ({detail})" if detail else "")
-        )
+        detail = "; ".join(part for part in found if part)
+        slower = f"{1 / artifact.speedup:.2f} times the latency of its float twin"
+        reasons.append(f"{slower} ({detail})" if detail else slower)
     return tuple(reasons)
+
+
+def _counted(ops: Mapping[str, int]) -> str:
+    return ", ".join(f"{count}× {op}" for op, count in sorted(ops.items()))
 
 
 def build_report(
@@ -366,6 +366,7 @@ def _artifact_tree(artifact: ArtifactResult) -> dict[str, Any]:
         "int8_ops": artifact.int8_ops,
         "float_ops": dict(sorted(artifact.float_ops.items())),
         "delegated_partitions": artifact.delegated_partitions,
+        "outside_ops": dict(sorted(artifact.outside_ops.items())),
         "notes": list(artifact.notes),
     }
 
