@@ -77,9 +77,8 @@ class Golden:
             raise ValueError("golden vectors: expected finite numbers")
         if not len(self.outputs) == len(self.step) == len(self.tolerance_steps):
             raise ValueError("golden vectors: expected one step and one tolerance per output")
-        if not all(0 < each < np.inf for each in self.step) or not all(
-            0 <= each for each in self.tolerance_steps
-        ):
+        steps_fit = all(0 < each < np.inf for each in self.step)
+        if not steps_fit or not all(each >= 0 for each in self.tolerance_steps):
             raise ValueError("golden vectors: expected steps above 0 and tolerances of at least 0")
 
 
