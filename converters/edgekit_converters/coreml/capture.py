@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch._decomp import decomposition_table
 from torch.export import ExportedProgram
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 
 from edgekit_converters.errors import LoweringError
 from edgekit_converters.program import Program
 
+aten = torch.ops.aten
+POOLS = (aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default)
+ALL_DEFAULTS = (
+    aten.conv_transpose1d.default,
+    aten.conv_transpose2d.input,
+    aten.conv_transpose3d.input,
+    aten.cosine_similarity.default,
+    aten.rms_norm.default,
+)
 TORCH = Path(torch.__file__).parent
 WAY_OUT = (
     "Replace the op in the model by supported ones, keep it outside of the exported model, "
@@ -38,23 +50,71 @@ def capture(program: Program, supported: Collection[str]) -> ExportedProgram:
     Raises:
         LoweringError: an op has no conversion and no decomposition into ops that have one.
     """
-    exported = torch.export.export(program.graph, program.example).run_decompositions({})
-    if _unsupported(exported.graph, supported):
-        table = {
-            op: rule
-            for op, rule in torch.export.default_decompositions().items()
-            if op_kind(op) not in supported
-        }
+    graph = _with_outputs_of_their_own(program.graph)
+    exported = torch.export.export(graph, program.example).run_decompositions({})
+    asked = _unsupported(exported.graph, supported)
+    if asked:
+        table = {op: rule for op, rule in _decompositions().items() if op_kind(op) not in supported}
         exported = exported.run_decompositions(table)
     if missing := _unsupported(exported.graph, supported):
+        # What is left may be an inner part of a decomposition; the user knows the op that it came from.
+        trace = missing[0].meta.get("stack_trace")
+        node = next((n for n in asked if n.meta.get("stack_trace") == trace), missing[0])
         raise LoweringError(
             format="coreml",
-            op=f"aten.{op_kind(missing[0].target)}",
-            where=where_in_source(missing[0]),
-            why="coremltools has no conversion for it and PyTorch no decomposition",
+            op=str(node.target).removesuffix(".default"),
+            where=where_in_source(node),
+            why="coremltools has no conversion for it, nor for what PyTorch decomposes it into",
             way_out=WAY_OUT,
         )
+    _spell_out(exported.graph)
     return exported
+
+
+def can_decompose(kind: str, exported: ExportedProgram) -> bool:
+    """Tells whether PyTorch has a decomposition for the ops of a kind that occur in a program."""
+    targets = {
+        n.target for n in exported.graph.nodes if n.op == "call_function" and op_kind(n.target) == kind
+    }
+    return bool(targets) and targets <= _decompositions().keys()
+
+
+@cache
+def _decompositions() -> dict[Any, Any]:
+    # PyTorch counts some ops as elementary (bilinear resizing, padding) that it can decompose all the same.
+    return {**decomposition_table, **torch.export.default_decompositions()}
+
+
+def _with_outputs_of_their_own(module: GraphModule) -> GraphModule:
+    """Copies outputs that are inputs, constants or other outputs too; in Core ML one name is one tensor."""
+    output = next(n for n in module.graph.nodes if n.op == "output")
+    returned = output.args[0] if isinstance(output.args[0], (tuple, list)) else (output.args[0],)
+    shared = [i for i, n in enumerate(returned) if n.op != "call_function" or n in returned[:i]]
+    if not shared:
+        return module
+    module = GraphModule(module, copy.deepcopy(module.graph))
+    output = next(n for n in module.graph.nodes if n.op == "output")
+    own = list(output.args[0])
+    with module.graph.inserting_before(output):
+        for index in shared:
+            own[index] = module.graph.call_function(aten.clone.default, (own[index],))
+            own[index].meta["val"] = returned[index].meta.get("val")
+    output.args = (tuple(own),)
+    module.recompile()
+    return module
+
+
+def _spell_out(graph: Graph) -> None:
+    """Writes out default arguments that coremltools counts on."""
+    for node in graph.nodes:
+        if node.target in POOLS and not (node.args[2:3] and node.args[2]):
+            # A pool without a stride steps by its kernel.
+            node.args = (*node.args[:2], node.args[1], *node.args[3:])
+        elif node.target in ALL_DEFAULTS:
+            schema = node.target._schema.arguments
+            given = len(node.args)
+            node.args = (*node.args, *(node.kwargs.get(a.name, a.default_value) for a in schema[given:]))
+            node.kwargs = {}
 
 
 def op_kind(target: Any) -> str:

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch.export import ExportedProgram
 
-from edgekit_converters.coreml.capture import WAY_OUT, capture, where_in_source
+from edgekit_converters.coreml.capture import WAY_OUT, can_decompose, capture, where_in_source
+from edgekit_converters.coreml.elementary import ELEMENTARY, MISREAD
 from edgekit_converters.coreml.package import write_package
 from edgekit_converters.coreml.quiet import borrowed
-from edgekit_converters.coreml.recurrent import CONVERSIONS
+from edgekit_converters.coreml.recurrent import RECURRENT
 from edgekit_converters.errors import LoweringError
 from edgekit_converters.program import Program, QuantizedProgram, TensorInfo
 
@@ -31,16 +32,31 @@ def export_coreml(program: QuantizedProgram, path: Path) -> None:
         LoweringError: coremltools is missing, or it cannot express an op.
         OSError: `path` cannot be written.
     """
-    with borrowed(CONVERSIONS) as coremltools:
+    with borrowed({**ELEMENTARY, **RECURRENT}) as coremltools:
         from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
 
-        exported = capture(program.program, _TORCH_OPS_REGISTRY.name_to_func_mapping.keys())
+        supported = set(_TORCH_OPS_REGISTRY.name_to_func_mapping) - MISREAD
+        model = _lower(coremltools, program.program, supported)
+        write_package(model.get_spec(), Path(model.weights_dir) / "weight.bin", path)
+
+
+def _lower(coremltools: Any, program: Program, supported: set[str]) -> Any:
+    """Converts; an op whose conversion fails on its arguments is decomposed, and all begins anew."""
+    exported = capture(program, supported)
+    while True:
         try:
-            model = _convert(coremltools, exported, program.program)
+            return _convert(coremltools, exported, program)
         except Exception as error:
             # Not narrower: the converter passes on whatever numpy, its asserts and its table look-ups raise.
-            raise _lowering_error(error, exported) from error
-        write_package(model.get_spec(), Path(model.weights_dir) / "weight.bin", path)
+            kind = _kind_in_conversion(error)
+            if kind not in supported or not can_decompose(kind, exported):
+                raise _lowering_error(error, exported) from error
+            supported = supported - {kind}
+            try:
+                exported = capture(program, supported)
+            except Exception:
+                # The decomposition leads nowhere; the first failure is the one that the user can act on.
+                raise _lowering_error(error, exported) from error
 
 
 def _convert(coremltools: Any, exported: ExportedProgram, program: Program) -> Any:
@@ -63,14 +79,28 @@ def _end_dtype(coremltools: Any, info: TensorInfo) -> Any:
     return coremltools.converters.mil.mil.types.int32 if info.dtype == "bool" else None
 
 
-def _lowering_error(error: Exception, exported: ExportedProgram) -> LoweringError:
-    """Names the op in conversion when coremltools raised; it keeps the node in the frame of its node loop."""
-    op, where = "the graph", ""
+def _node_in_conversion(error: Exception) -> Any:
+    # coremltools keeps the node in the frame of its node loop and does not put it into the exception.
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name == "convert_single_node":
-            converted = frame.f_locals["node"]
-            op = f"aten.{converted.kind}"
-            node = next((n for n in exported.graph.nodes if n.name == converted.name), None)
-            where = where_in_source(node) if node else ""
+            return frame.f_locals["node"]
+    return None
+
+
+def _kind_in_conversion(error: Exception) -> str:
+    converted = _node_in_conversion(error)
+    return converted.kind if converted is not None else ""
+
+
+def _lowering_error(error: Exception, exported: ExportedProgram) -> LoweringError:
+    converted = _node_in_conversion(error)
+    name = converted.name if converted is not None else None
+    node = next((n for n in exported.graph.nodes if n.name == name), None)
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return LoweringError(format="coreml", op=op, where=where, why=lines[0], way_out=WAY_OUT)
+    return LoweringError(
+        format="coreml",
+        op=f"aten.{converted.kind}" if converted is not None else "the graph",
+        where=where_in_source(node) if node else "",
+        why=lines[0].rstrip("."),
+        way_out=WAY_OUT,
+    )

@@ -283,7 +283,7 @@ def _loop(
     return (mb.reverse(x=outputs, axes=[0]) if reverse else outputs), last
 
 
-CONVERSIONS: dict[str, Callable[[Any, Any], None]] = {
+RECURRENT: dict[str, Callable[[Any, Any], None]] = {
     "lstm.input": lstm,
     "gru.input": _written_out(gru_cell),
     "rnn_tanh.input": _written_out(tanh_cell),

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import torch
 
-from edgekit_converters.coreml_reference.ops.arguments import Tensor, flag, integer, ints, same_type
+from edgekit_converters.coreml_reference.ops.arguments import TYPES, Tensor, flag, integer, ints, same_type
 
 
 def _axes(x: Tensor, axes: Tensor | None) -> list[int]:
     return list(range(x.ndim)) if axes is None else ints(axes)
 
 
-def reduce_argmax(x: Tensor, axis: Tensor | None = None, keep_dims: Tensor | None = None) -> Tensor:
+def reduce_argmax(
+    x: Tensor,
+    axis: Tensor | None = None,
+    keep_dims: Tensor | None = None,
+    output_dtype: str = "int32",
+) -> Tensor:
     """Index of the first largest element."""
-    return torch.argmax(x, integer(axis, -1), flag(keep_dims)).to(torch.int32)
+    return torch.argmax(x, integer(axis, -1), flag(keep_dims)).to(TYPES[output_dtype])
 
 
-def reduce_argmin(x: Tensor, axis: Tensor | None = None, keep_dims: Tensor | None = None) -> Tensor:
+def reduce_argmin(
+    x: Tensor,
+    axis: Tensor | None = None,
+    keep_dims: Tensor | None = None,
+    output_dtype: str = "int32",
+) -> Tensor:
     """Index of the first smallest element."""
-    return torch.argmin(x, integer(axis, -1), flag(keep_dims)).to(torch.int32)
+    return torch.argmin(x, integer(axis, -1), flag(keep_dims)).to(TYPES[output_dtype])
 
 
 def reduce_l1_norm(x: Tensor, axes: Tensor | None = None, keep_dims: Tensor | None = None) -> Tensor:

@@ -86,6 +86,13 @@ def slice_by_size(x: Tensor, begin: Tensor, size: Tensor) -> Tensor:
     return x
 
 
+def crop(x: Tensor, crop_height: Tensor, crop_width: Tensor) -> Tensor:
+    """Cuts (before, after) off the last two axes."""
+    (top, bottom), (left, right) = ints(crop_height), ints(crop_width)
+    height, width = x.shape[-2:]
+    return x[..., top : height - bottom, left : width - right]
+
+
 def concat(values: list[Tensor], axis: Tensor, interleave: Tensor | None = None) -> Tensor:
     """Joins along an axis, element by element in turn if interleaved."""
     at = integer(axis)

@@ -141,6 +141,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "band_part": shape.band_part,
     "batch_to_space": shape.batch_to_space,
     "concat": shape.concat,
+    "crop": shape.crop,
     "depth_to_space": shape.depth_to_space,
     "expand_dims": shape.expand_dims,
     "pad": shape.pad,
