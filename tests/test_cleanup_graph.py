@@ -397,6 +397,20 @@ def test_a_pass_that_changes_the_result_is_named(damage, monkeypatch: pytest.Mon
         clean(program)
 
 
+def test_a_pass_that_flips_a_label_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def flip(graph: GraphModule) -> int:
+        for node in graph.graph.nodes:
+            if node.target == aten.argmax.default:
+                node.target = aten.argmin.default
+        return 1
+
+    monkeypatch.setattr(run, "PASSES", (("flip", flip),))
+    program = program_of(Formula(lambda x: x.argmax(-1)), (torch.randn(1, 4),))
+
+    with pytest.raises(EdgekitError, match="`flip` changed the result"):
+        clean(program)
+
+
 def test_a_pass_that_drops_an_output_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def drop(graph: GraphModule) -> int:
         output = next(node for node in graph.graph.nodes if node.op == "output")
