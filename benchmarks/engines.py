@@ -89,11 +89,13 @@ def _to_grid(sample: Array, details: dict[str, Any]) -> Array:
         return np.ascontiguousarray(sample, np.float32)
     scale, zero = details["quantization"]
     bounds = np.iinfo(details["dtype"])
-    return np.clip(np.round(sample / scale) + zero, bounds.min, bounds.max).astype(details["dtype"])
+    steps: Array = np.clip(np.round(sample / scale) + zero, bounds.min, bounds.max)
+    return steps.astype(details["dtype"])
 
 
 def _from_grid(value: Array, details: dict[str, Any]) -> Array:
     if details["dtype"] == np.float32:
         return value
     scale, zero = details["quantization"]
-    return (value.astype(np.float32) - zero) * np.float32(scale)
+    real: Array = (value.astype(np.float32) - zero) * np.float32(scale)
+    return real

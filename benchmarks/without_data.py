@@ -1,7 +1,7 @@
 """What `edgekit compress model.pt -o out` costs when it is given no data.
 
-`python -m benchmarks.without_data`. The command distils its own inputs; the saved files are then judged on real
-images that it never saw.
+`python -m benchmarks.without_data`. The command distils its own inputs; the saved files are then judged on
+real images that it never saw.
 """
 
 from __future__ import annotations

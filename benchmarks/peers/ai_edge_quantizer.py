@@ -14,7 +14,7 @@ from benchmarks.peers import float_litert
 def build(module: nn.Module, calibration: Floats, out: Path) -> None:
     """Write `out`, int8 weights and activations, calibrated with the recipe's defaults."""
     from ai_edge_litert.interpreter import Interpreter
-    from ai_edge_quantizer import quantizer, recipe
+    from ai_edge_quantizer import quantizer, recipe  # type: ignore[import-untyped]
 
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "float.tflite"

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +85,7 @@ def _key(candidate: Candidate, module: nn.Module, calibration: Floats) -> str:
 
 
 @contextlib.contextmanager
-def _quiet():  # type: ignore[no-untyped-def]
+def _quiet() -> Iterator[None]:
     """Converters print pages; what matters of a failure is in its exception."""
     logging.disable(logging.WARNING)
     try:

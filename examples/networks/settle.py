@@ -116,7 +116,7 @@ class _Normalise:
         self.done = True
         axis = output.dim() - 1 if isinstance(layer, nn.Linear) else 1
         others = [i for i in range(output.dim()) if i != axis]
-        weight = layer.weight.data  # type: ignore[union-attr]
+        weight = layer.weight.data
         if layer.bias is None:
             gain = 1 / output.std().clamp_min(1e-6)
             weight.mul_(gain)
@@ -127,7 +127,7 @@ class _Normalise:
         shift = 0.3 * torch.randn(channels, generator=self.generator)
         gain = spread / output.std(others).clamp_min(1e-2)
         mean = output.mean(others)
-        layer.bias.data.copy_((layer.bias.data - mean) * gain + shift)  # type: ignore[union-attr, operator]
+        layer.bias.data.copy_((layer.bias.data - mean) * gain + shift)
         lead = 1 if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d) else 0
         weight.mul_(gain.view([channels if i == lead else 1 for i in range(weight.dim())]))
         return (output - mean.view(view)) * gain.view(view) + shift.view(view)
