@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
+
 from edgekit.errors import LoweringError, UsageError
 from edgekit.load import load_candidate
 from edgekit.load.quiet import quiet
 from edgekit_converters.program import Program
-from torch.utils import _pytree as pytree
-
 from support.load_models import (
     FAMILIES,
     Branching,

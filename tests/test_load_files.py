@@ -1,4 +1,4 @@
-"""Files are told apart by content; what is not a whole model is refused with the way out, and runs no code."""
+"""Files are told apart by content; what is not a whole model is refused and runs no code."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from edgekit.errors import UsageError
 from edgekit.load import load_candidate
 from edgekit.load.archive import FREE_EXPANSION_BYTES
 from edgekit.load.files import identify
 from edgekit.load.quiet import quiet
 from edgekit.load.sniff import KINDS, sniff
-from hypothesis import given
-from hypothesis import strategies as st
 
 FACTORY = """
 import torch
@@ -270,7 +271,7 @@ def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path):
 
 
 FOREIGN_FILES = {
-    "onnx": (b"\x08\x0a\x12\x07pytorch\x1a\x052.1.0" + b"\x3a\x06\x0a\x04\x12\x02ab" + b"\x42\x04\x0a\x00\x10\x12", "torch.export.save"),
+    "onnx": (b"\x08\x0a\x12\x07pytorch\x1a\x052.1.0" + b"\x3a\x06\x0a\x04\x12\x02ab", "torch.export.save"),
     "tflite": (b"\x1c\x00\x00\x00TFL3" + b"\0" * 40, "PyTorch"),
     "gzip": (gzip.compress(b"model"), "gunzip"),
     "html": (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "raw file"),

@@ -90,8 +90,8 @@ def _axis_of_batch(before: int, batch: int, axis: int, out: tuple[int, ...]) -> 
     """Where a view puts the batch, by row-major order.
 
     An output axis can hold the batch if what lies before it divides what lay before the batch, and the same
-    behind. Axes of size one leave several: one that begins or ends where the batch did is likelier, and features
-    (the last axis) hardly ever take the batch in.
+    behind. Axes of size one leave several: one that begins or ends where the batch did is likelier, and
+    features (the last axis) hardly ever take the batch in.
     """
     behind = prod(out) // max(before * batch, 1)
     candidates = [

@@ -119,7 +119,7 @@ ALWAYS: dict[str, Callable[..., Any]] = {
     "aten::Bool": bool, "aten::ScalarImplicit": _number, "aten::item": _number, "aten::tensor": _tensor,
     "aten::as_tensor": lambda v, *a: v if isinstance(v, torch.Tensor) else _tensor(v, *a[:1]),
     "aten::is_floating_point": lambda x: x.is_floating_point(), "aten::is_complex": lambda x: x.is_complex(),
-    # Saying that gradients are wanted keeps torch.nn's attention off its fused kernels, which nobody can lower.
+    # Saying that gradients are wanted keeps torch.nn's attention off kernels that nobody can lower.
     "aten::requires_grad": lambda _: True, "prim::requires_grad": lambda _: True,
     "aten::is_grad_enabled": lambda: True,
     "aten::is_scripting": lambda: True,

@@ -1,0 +1,382 @@
+"""Data of every kind comes out as checked batches, with calibration and evaluation set apart."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from edgekit.data import Data, Preprocessing, check_labels, check_range, open_data
+from edgekit.errors import UsageError
+from edgekit.load import load_candidate
+from edgekit_converters.program import TensorInfo
+
+FLAT = (TensorInfo("x", (1, 3), "float32"),)
+IMAGE = (TensorInfo("image", (1, 3, 4, 6), "float32"),)
+TOKENS = (TensorInfo("tokens", (1, 5), "int64"),)
+PAIR = (TensorInfo("image", (1, 1, 2, 2), "float32"), TensorInfo("meta", (1, 3), "float32"))
+
+
+def numbered(n: int) -> np.ndarray:
+    """Row i holds i, i + 0.25, i + 0.5: rows tell which they are."""
+    return (np.arange(n)[:, None] + np.array([0, 0.25, 0.5])).astype(np.float32)
+
+
+def opened(spec, inputs=FLAT, preprocessing=None, seed=0, **more) -> Data:
+    return open_data(spec, inputs=inputs, preprocessing=preprocessing, seed=seed, **more)
+
+
+def calibration_rows(data: Data) -> list[int]:
+    return [int(row[0]) for (batch,) in data.calibration(4) for row in batch]
+
+
+def evaluation_rows(data: Data) -> list[int]:
+    return [int(row[0]) for (batch,), _ in data.evaluation(4) for row in batch]
+
+
+def refused(words: str, spec, **options) -> UsageError:
+    with pytest.raises(UsageError, match=words) as caught:
+        list(opened(spec, **options).evaluation(8))
+    return caught.value
+
+
+@given(st.integers(2, 60), st.integers(1, 80), st.integers(0, 2**31))
+def test_one_set_is_split_without_overlap_and_by_the_seed_alone(n, size, seed):
+    data = opened({"x": numbered(n)}, seed=seed, calibration_size=size)
+    first, second = calibration_rows(data), evaluation_rows(data)
+    assert sorted(first + second) == list(range(n))
+    assert 1 <= len(first) == data.n_calibration <= size
+    assert len(second) == data.n_evaluation
+    again = opened({"x": numbered(n)}, seed=seed, calibration_size=size)
+    assert (calibration_rows(again), again.calibration_sha256) == (first, data.calibration_sha256)
+
+
+def test_another_seed_calibrates_with_other_rows():
+    x = numbered(64)
+    assert calibration_rows(opened({"x": x}, seed=1)) != calibration_rows(opened({"x": x}, seed=2))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_npz_gives_its_rows_and_labels(tmp_path, save):
+    path = tmp_path / "dätä.npz"
+    save(path, x=numbered(10), y=np.arange(10))
+    data = opened(path)
+    assert data.real
+    assert data.has_labels
+    for (batch,), labels in data.evaluation(3):
+        assert batch.dtype == np.float32
+        assert labels.tolist() == batch[:, 0].astype(int).tolist()
+    assert sorted(calibration_rows(data) + evaluation_rows(data)) == list(range(10))
+
+
+def test_a_plain_npz_stays_on_disk(tmp_path):
+    import zipfile
+
+    from edgekit.data.npz import _member
+
+    np.savez(tmp_path / "d.npz", x=np.asfortranarray(numbered(5)), e=np.zeros((0, 3)))
+    with zipfile.ZipFile(tmp_path / "d.npz") as archive:
+        mapped = _member(tmp_path / "d.npz", archive, archive.getinfo("x.npy"))
+        empty = _member(tmp_path / "d.npz", archive, archive.getinfo("e.npy"))
+    assert isinstance(mapped, np.memmap)
+    assert np.array_equal(mapped, numbered(5))
+    assert empty.shape == (0, 3)
+
+
+def test_named_sets_are_used_as_named():
+    x = numbered(30)
+    data = opened({"train_x": x[:10], "train_y": np.zeros(10), "eval_x": x[10:], "eval_y": np.arange(20)})
+    assert calibration_rows(data) == list(range(10))
+    assert evaluation_rows(data) == list(range(10, 30))
+    assert data.notes == ()
+    data = opened({"calib_x": x[:4], "x": x[20:], "y": np.arange(10)})
+    assert (calibration_rows(data), evaluation_rows(data)) == (list(range(4)), list(range(20, 30)))
+    data = opened({"train_x": x})
+    assert data.n_calibration + data.n_evaluation == 30
+
+
+def test_calibration_that_is_in_the_evaluation_set_is_noted():
+    x = numbered(8)
+    data = opened({"calib_x": x[:4], "eval_x": x})
+    assert data.notes == ("4 of 4 calibration samples are in the evaluation set, too",)
+
+
+def test_one_sample_serves_both_and_says_so():
+    data = opened({"x": numbered(1)})
+    assert (data.n_calibration, data.n_evaluation) == (1, 1)
+    assert "one sample" in data.notes[0]
+
+
+def test_several_inputs_go_by_name_or_in_order():
+    images, meta = np.zeros((6, 1, 2, 2), np.uint8), np.arange(18).reshape(6, 3)
+    by_name = opened({"x_image": images, "x_meta": meta, "y": np.arange(6)}, PAIR)
+    plain = opened({"image": images, "meta": meta}, PAIR)
+    in_order = opened({"x": (images, meta)}, PAIR)
+    for data in (by_name, plain, in_order):
+        ((a, b), _), *_ = data.evaluation(2)
+        assert (a.shape, b.shape, a.dtype, b.dtype) == ((2, 1, 2, 2), (2, 3), np.float32, np.float32)
+    assert refused("2: image, meta", {"x": images}, inputs=PAIR)
+
+
+def test_tuples_arrays_and_torch_tensors_are_taken():
+    for spec in (
+        (numbered(6), np.arange(6)),
+        (numbered(6),),
+        numbered(6),
+        {"x": torch.from_numpy(numbered(6))},
+    ):
+        assert opened(spec).n_evaluation == 3
+
+
+class Batches:
+    """Iterates anew each time, like a data loader."""
+
+    def __init__(self, n: int, labelled: bool = True) -> None:
+        self.n, self.labelled = n, labelled
+
+    def __iter__(self):
+        for start in range(0, self.n, 4):
+            x = torch.from_numpy(numbered(self.n)[start : start + 4])
+            yield (x, torch.arange(start, start + len(x))) if self.labelled else x
+
+
+def test_loaders_and_callables_are_streamed_and_split_by_sample():
+    for spec in (Batches(11), lambda: iter(Batches(11))):
+        data = opened(spec, seed=3)
+        assert sorted(calibration_rows(data) + evaluation_rows(data)) == list(range(11))
+        assert data.has_labels
+        for (batch,), labels in data.evaluation(2):
+            assert len(batch) <= 2
+            assert labels.tolist() == batch[:, 0].astype(int).tolist()
+    assert not opened(Batches(5, labelled=False)).has_labels
+
+
+def test_two_inputs_and_labels_are_told_apart_in_a_stream():
+    def source():
+        yield (np.zeros((4, 1, 2, 2)), np.zeros((4, 3)))
+
+    def labelled():
+        yield ((np.zeros((4, 1, 2, 2)), np.zeros((4, 3))), np.arange(4))
+
+    assert not opened(source, PAIR).has_labels
+    assert opened(labelled, PAIR).has_labels
+
+
+def test_module_and_callable_come_from_the_current_folder(tmp_path, monkeypatch):
+    name = f"user_data_{abs(hash(str(tmp_path)))}"
+    (tmp_path / f"{name}.py").write_text(
+        "import numpy as np\ndef batches():\n    yield np.ones((8, 3)), np.zeros(8, int)\n"
+        "def broken():\n    raise OSError('disk gone')\n    yield\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert opened(f"{name}:batches").n_evaluation == 4
+    assert "disk gone" in refused("disk gone", f"{name}:broken").what
+    assert refused("absent", f"{name}:absent")
+    assert refused("no_such_module", "no_such_module:f")
+
+
+def test_a_source_that_changes_between_passes_is_refused():
+    sizes = itertools.cycle([8, 6])
+
+    def source():
+        yield numbered(next(sizes))
+
+    assert "8 samples on the first pass" in refused("later one", source).what
+
+
+def test_a_one_shot_iterator_is_refused():
+    assert "function" in refused("generator", (x for x in [numbered(4)])).way_out
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_found_before_the_work(bad):
+    x = numbered(40)
+    x[17, 1] = bad
+    with pytest.raises(UsageError, match="x") as caught:
+        opened({"x": x})
+    assert "finite" in caught.value.expected
+
+
+def test_layouts_are_named():
+    nhwc = np.zeros((4, 4, 6, 3), np.float32)
+    error = refused("NHWC", {"x": nhwc}, inputs=IMAGE)
+    assert "transpose(0, 3, 1, 2)" in error.way_out
+    last = (TensorInfo("image", (1, 4, 6, 3), "float32"),)
+    assert "NCHW" in refused("channels first", {"x": np.zeros((4, 3, 4, 6))}, inputs=last).what
+    gray = (TensorInfo("image", (1, 1, 4, 6), "float32"),)
+    assert "None" in refused("channel axis", {"x": np.zeros((4, 4, 6))}, inputs=gray).way_out
+    assert refused("shape", {"x": np.zeros((4, 7))})
+
+
+def test_a_recipe_turns_uint8_channels_last_into_the_input():
+    recipe = Preprocessing(mean=(0.5, 0.25, 0.0), std=(0.5, 1.0, 2.0))
+    x = np.full((2, 4, 6, 3), 255, np.uint8)
+    data = opened({"x": x}, IMAGE, recipe)
+    ((batch,), _), *_ = data.evaluation(1)
+    assert batch.shape == (1, 3, 4, 6)
+    np.testing.assert_allclose(batch[0, :, 0, 0], [1.0, 0.75, 0.5], rtol=1e-6)
+
+
+def test_tokens_must_be_whole():
+    assert opened({"x": np.zeros((4, 5), np.int32)}, TOKENS).n_evaluation == 2
+    assert opened({"x": np.ones((4, 5))}, TOKENS).n_evaluation == 2
+    assert refused("fractions", {"x": np.full((4, 5), 0.5)}, inputs=TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"x": np.zeros((0, 3))}, "no samples"),
+        ({"x": numbered(4), "y": np.arange(3)}, "4, 3 rows"),
+        ({"images": numbered(4)}, "images"),
+        ({}, "none"),
+        ({"x": np.array([["a", "b", "c"]] * 4)}, "type"),
+        (3, "int"),
+        ("nowhere.npz", "no such file"),
+        ([], "no samples"),
+    ],
+)
+def test_unusable_data_says_why(spec, words):
+    error = refused(words, spec)
+    assert error.expected
+    assert error.way_out
+
+
+def test_pickled_objects_in_an_npz_are_never_loaded(tmp_path):
+    np.savez(tmp_path / "d.npz", x=np.array([{"a": 1}, None, 3], dtype=object))
+    assert "pickled" in refused("pickled", tmp_path / "d.npz").what
+
+
+def test_a_damaged_npz_is_refused(tmp_path):
+    np.savez(tmp_path / "d.npz", x=numbered(50))
+    data = (tmp_path / "d.npz").read_bytes()
+    (tmp_path / "d.npz").write_bytes(data[:-60])
+    assert refused("npz", tmp_path / "d.npz")
+
+
+def test_no_data_is_said_plainly():
+    data = opened(None)
+    assert (data.real, data.n_evaluation, data.calibration_sha256) == (False, 0, "")
+    assert list(data.calibration(4)) == list(data.evaluation(4)) == []
+    assert "nothing was measured on real data" in data.notes[0]
+
+
+def image_folder(path: Path, classes: dict[str, int], size: tuple[int, int] = (9, 7)) -> Path:
+    for value, (name, count) in enumerate(classes.items()):
+        (path / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", size, (value * 40, i * 10, 200)).save(path / name / f"bild {i}.png")
+    return path
+
+
+def test_class_folders_give_images_labels_and_names(tmp_path):
+    folder = image_folder(tmp_path / "bilder", {"käse": 3, "apfel": 5})
+    data = opened(folder, IMAGE)
+    assert data.labels == ("apfel", "käse")
+    assert data.has_labels
+    assert data.n_calibration + data.n_evaluation == 8
+    assert "assumption" in data.notes[0]
+    assert data.preprocessing is not None
+    assert data.preprocessing.resize == (4, 6)
+    for (batch,), labels in data.evaluation(2):
+        red = batch[:, 0, 0, 0] * 0.229 + 0.485
+        np.testing.assert_allclose(red, np.where(labels == 1, 0.0, 40 / 255), atol=1e-3)
+
+
+def test_train_and_val_folders_stay_what_they_are(tmp_path):
+    image_folder(tmp_path / "train", {"a": 4, "b": 4})
+    image_folder(tmp_path / "val", {"a": 2, "b": 1})
+    data = opened(tmp_path, IMAGE)
+    assert (data.n_calibration, data.n_evaluation, data.labels) == (8, 3, ("a", "b"))
+    assert "in the evaluation set" in data.notes[-1]
+
+
+def test_an_image_of_the_wrong_size_or_damaged_is_named(tmp_path):
+    folder = image_folder(tmp_path / "f", {"a": 2})
+    assert (
+        "resize = [4, 6]" in refused("5x5", folder, inputs=IMAGE, preprocessing=Preprocessing(crop=5)).way_out
+    )
+    (folder / "a" / "bild 0.png").write_bytes(b"no image")
+    (folder / "a" / "bild 1.png").write_bytes(b"no image")
+    assert "bild" in refused("cannot be read", folder, inputs=IMAGE).what
+
+
+def test_an_empty_folder_and_a_model_without_image_are_refused(tmp_path):
+    assert refused("no images", tmp_path, inputs=IMAGE)
+    assert refused("takes", tmp_path, inputs=FLAT)
+
+
+def test_geometry_resizes_the_shorter_side_and_crops_the_centre(tmp_path):
+    pixels = np.zeros((8, 16, 3), np.uint8)
+    pixels[:, 4:12] = (250, 10, 20)
+    Image.fromarray(pixels).save(tmp_path / "i.png")
+    plain = Preprocessing(resize=8, crop=8).open_image(str(tmp_path / "i.png"))
+    assert plain.shape == (8, 8, 3)
+    assert (plain == (250, 10, 20)).all()
+    assert Preprocessing(resize=4).open_image(str(tmp_path / "i.png")).shape == (4, 8, 3)
+    bgr = Preprocessing(color="BGR", crop=(2, 4)).open_image(str(tmp_path / "i.png"))
+    assert bgr.shape == (2, 4, 3)
+    assert bgr[0, 0].tolist() == [20, 10, 250]
+    assert Preprocessing(color="GRAY").open_image(str(tmp_path / "i.png")).shape == (8, 16, 1)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"sclae": 1}, {"color": "CMYK"}, {"resize": 0}, {"resize": [1, 2, 3]}, {"scale": -1}, {"std": [0.0]},
+        {"mean": [1, 2]}, {"layout": "HWC"}, {"filter": "magic"}, {"mean": ["a"]}, {"scale": float("nan")},
+    ],
+)  # fmt: skip
+def test_a_wrong_key_or_value_of_the_recipe_is_named(table):
+    with pytest.raises(UsageError) as caught:
+        Preprocessing.from_dict(table)
+    assert next(iter(table)) in caught.value.what
+
+
+def test_a_recipe_survives_the_way_through_json():
+    import json
+
+    recipe = Preprocessing(resize=(4, 6), mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0), color="BGR")
+    assert Preprocessing.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert Preprocessing.from_dict({"mean": 127, "std": 128, "scale": 1}).mean == (127.0,)
+
+
+def test_labels_outside_the_classes_are_named():
+    check_labels(np.array([0, 9]), 10, "d")
+    check_labels(np.array([1.0, 2.0]), 3, "d")
+    for bad, words in (([0, 10], "10"), ([-1], "-1"), ([0.5], "fractions"), ([np.nan], "fractions")):
+        with pytest.raises(UsageError, match=words):
+            check_labels(np.array(bad), 10, "d")
+
+
+def trained_on(mean: float, deviation: float):
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+    module.train()
+    module[1].momentum = None
+    for _ in range(4):
+        module(torch.randn(16, 3, 12, 12) * deviation + mean)
+    return load_candidate(module, input_shapes=[(1, 3, 12, 12)]).program
+
+
+def test_data_of_the_wrong_range_is_warned_about_and_right_data_is_not():
+    program = trained_on(0.0, 1.0)
+    right = np.random.default_rng(0).normal(size=(8, 3, 12, 12)).astype(np.float32)
+    assert check_range(program, (right,)) is None
+    bytes_ = np.random.default_rng(0).uniform(0, 255, (8, 3, 12, 12)).astype(np.float32)
+    warning = check_range(program, (bytes_,))
+    assert warning is not None
+    assert "scale" in warning
+    assert check_range(trained_on(127.0, 70.0), (bytes_,)) is None
+    assert check_range(trained_on(127.0, 70.0), (right,)) is not None
+
+
+def test_without_a_batch_norm_there_is_no_range_to_check():
+    program = load_candidate(torch.nn.Linear(3, 2), input_shapes=[(1, 3)]).program
+    assert check_range(program, (numbered(4) * 1e6,)) is None
