@@ -1,6 +1,7 @@
 """Architectures from their definitions, narrow enough that each compresses in seconds.
 
-`ASKED` are the families that every format is promised for, `OTHERS` bring operators that those lack.
+`ASKED` are the families that every format is promised for, `OTHERS` bring operators that those lack,
+`HARDER` stress a lowering.
 """
 
 import sys
@@ -26,6 +27,16 @@ from examples.networks.mobile import (
     MobileNetV3Small,
     Stage,
 )
+from examples.networks.recent import (
+    AtrousSegmenter,
+    EfficientNetStyle,
+    GPTStyle,
+    InceptionStyle,
+    PointNet,
+    RawAudio,
+    StockEncoder,
+    SwinStyle,
+)
 from examples.networks.sequence import TCN, ConvBiLSTM, RecurrentClassifier, TextTransformer, TwoStreams
 from examples.networks.settle import Inputs, images, settle
 from examples.networks.various import (
@@ -40,7 +51,7 @@ from examples.networks.various import (
 )
 from examples.networks.vision import ConvNeXt, ViT
 
-__all__ = ["ASKED", "BY_NAME", "OTHERS", "ZOO", "ZooModel", "build", "draw", "settle"]
+__all__ = ["ASKED", "BY_NAME", "HARDER", "OTHERS", "ZOO", "ZooModel", "build", "draw", "settle"]
 
 
 class ZooModel(NamedTuple):
@@ -90,6 +101,16 @@ def text(n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
     lengths = torch.randint(4, 13, (n, 1), generator=generator)
     mask = (torch.arange(12) < lengths).long()
     return tokens * mask, mask
+
+
+def tokens(n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    return (torch.randint(0, 64, (n, 12), generator=generator),)
+
+
+def points(n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Ellipsoids of random axes, so that clouds differ in shape and not only in noise."""
+    axes = 0.3 + torch.rand(n, 1, 3, generator=generator)
+    return (axes * torch.randn(n, 48, 3, generator=generator),)
 
 
 def two_streams(n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -149,5 +170,17 @@ OTHERS: tuple[ZooModel, ...] = (
     ZooModel("conv_bilstm", partial(ConvBiLSTM, 10, 16, 12, 8), signal(10, 16)),
 )
 
-ZOO = ASKED + OTHERS
+# Not promised in every format; each must be lowered and proven, or refused with its op and a way out.
+HARDER: tuple[ZooModel, ...] = (
+    ZooModel("swin_style", partial(SwinStyle, 24, 2, 4, 4, 10), photo(3, 32)),
+    ZooModel("gpt_style", partial(GPTStyle, 64, 16, 32, 2, 2), tokens),
+    ZooModel("stock_encoder", partial(StockEncoder, 8, 32, 2, 2, 5), frames),
+    ZooModel("inception_style", partial(InceptionStyle, 16, 10), photo(3, 32)),
+    ZooModel("atrous_segmenter", partial(AtrousSegmenter, 12, 4), photo(3, 32)),
+    ZooModel("efficientnet_style", partial(EfficientNetStyle, 16, 10), photo(3, 32)),
+    ZooModel("pointnet", partial(PointNet, (16, 32, 48), 6), points),
+    ZooModel("raw_audio", partial(RawAudio, 12, 6), signal(1, 400)),
+)
+
+ZOO = ASKED + OTHERS + HARDER
 BY_NAME = {model.name: model for model in ZOO}
