@@ -24,7 +24,6 @@ ALL_DEFAULTS = (
     aten.conv_transpose2d.input,
     aten.conv_transpose3d.input,
     aten.cosine_similarity.default,
-    aten.rms_norm.default,
 )
 TORCH = Path(torch.__file__).parent
 WAY_OUT = (

@@ -1,7 +1,8 @@
 """Torch ops that coremltools' exported-program front end lacks, or converts to something else without a word.
 
 Seen in coremltools 9.0: `reciprocal` adds 1e-4 to its argument, `add` and `sub` drop `alpha`, `gelu` drops
-`approximate`, and a resize with antialiasing is converted as one without.
+`approximate`, `rms_norm` scales its epsilon with the input, and a resize with antialiasing is converted as one
+without.
 """
 
 from __future__ import annotations
@@ -177,6 +178,22 @@ def unfold(context: Any, node: Any) -> None:
     context.add(mb.transpose(x=windows, perm=order, name=node.name))
 
 
+def rms_norm(context: Any, node: Any) -> None:
+    """Converts `rms_norm`: `weight·x / √(mean(x²) + eps)` over the last axes."""
+    mb = _builder()
+    x, shape, *rest = _arguments(context, node)
+    weight, eps = (*rest, None, None)[:2]
+    # PyTorch's default is the resolution of the type.
+    epsilon = np.finfo(np.float32).eps if eps is None else np.float32(eps.val)
+    axes = list(range(-len(shape.val), 0))
+    mean = mb.reduce_mean(x=mb.square(x=x), axes=axes, keep_dims=True)
+    factor = mb.rsqrt(x=mean, epsilon=epsilon)
+    if weight is None:
+        context.add(mb.mul(x=x, y=factor, name=node.name))
+    else:
+        context.add(mb.mul(x=mb.mul(x=x, y=factor), y=weight, name=node.name))
+
+
 ELEMENTARY: dict[str, Callable[[Any, Any], None]] = {
     "clone": identity,
     "reciprocal": reciprocal,
@@ -190,6 +207,7 @@ ELEMENTARY: dict[str, Callable[[Any, Any], None]] = {
     "isinf": isinf,
     "bitwise_or": logical("logical_or"),
     "bitwise_xor": logical("logical_xor"),
+    "rms_norm": rms_norm,
     "lerp": lerp,
     "log_sigmoid": log_sigmoid,
     "where.scalar": where_scalar,

@@ -54,7 +54,7 @@ def _lower(coremltools: Any, program: Program, supported: set[str]) -> Any:
             supported = supported - {kind}
             try:
                 exported = capture(program, supported)
-            except Exception:
+            except Exception:  # noqa: BLE001 -- as above
                 # The decomposition leads nowhere; the first failure is the one that the user can act on.
                 raise _lowering_error(error, exported) from error
 
