@@ -1,4 +1,4 @@
-"""Families that stress a lowering: shifted windows, causal decoding, stock attention, atrous pyramids, points."""
+"""Families that stress a lowering: shifted windows, causal decoding, stock attention, atrous pyramids."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ class EfficientNetStyle(nn.Module):
 
 
 class PointNet(nn.Module):
-    """Qi et al. 2017 without the transform: the same layers on every point, then the maximum over points."""
+    """Qi et al. 2017 without the transform: the same layers on every point, then the maximum over sets."""
 
     def __init__(self, widths: tuple[int, ...] = (64, 128, 256), classes: int = 40) -> None:
         super().__init__()
