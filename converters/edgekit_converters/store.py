@@ -52,7 +52,9 @@ def load_program(path: Path) -> Program | QuantizedProgram:
     meta = json.loads(extra[_META])
     inputs = tuple(_info(i) for i in meta["inputs"])
     example = tuple(
-        torch.zeros(i.shape, dtype=getattr(torch, i.dtype)) if i.dtype != "bool" else torch.zeros(i.shape).bool()
+        torch.zeros(i.shape, dtype=getattr(torch, i.dtype))
+        if i.dtype != "bool"
+        else torch.zeros(i.shape).bool()
         for i in inputs
     )
     program = Program(
@@ -85,7 +87,9 @@ def capture(program: Program) -> torch.export.ExportedProgram:
 
 def batched(program: Program) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
     """Example inputs at batch two (one would be specialised to a constant) and their dynamic shapes by name."""
-    args = tuple(torch.cat([x, x]) if i.batch else x for x, i in zip(program.example, program.inputs, strict=True))
+    args = tuple(
+        torch.cat([x, x]) if i.batch else x for x, i in zip(program.example, program.inputs, strict=True)
+    )
     batch = torch.export.Dim("batch", min=1)
     names = [n.name for n in program.graph.graph.find_nodes(op="placeholder")]
     return args, {name: {0: batch} if i.batch else {} for name, i in zip(names, program.inputs, strict=True)}
@@ -102,7 +106,11 @@ def _grid(meta: dict[str, Any] | None) -> Grid | None:
 @contextmanager
 def quiet_torch() -> Iterator[None]:
     """Keep warnings and log records of torch's exporters away from the user; errors still arrive."""
-    names = [n for n in logging.root.manager.loggerDict if n.split(".")[0] in {"torch", "torchao", "onnxscript", "onnx_ir"}]
+    names = [
+        n
+        for n in logging.root.manager.loggerDict
+        if n.split(".")[0] in {"torch", "torchao", "onnxscript", "onnx_ir"}
+    ]
     loggers = [logging.getLogger(n) for n in ("torch", "onnxscript", "onnx_ir", *names)]
     disabled = [x.disabled for x in loggers]
     for x in loggers:

@@ -1,8 +1,8 @@
 """Torch ops that coremltools' exported-program front end lacks, or converts to something else without a word.
 
 Seen in coremltools 9.0: `reciprocal` adds 1e-4 to its argument, `add` and `sub` drop `alpha`, `gelu` drops
-`approximate`, `rms_norm` scales its epsilon with the input, and a resize with antialiasing is converted as one
-without.
+`approximate`, `rms_norm` scales its epsilon with the input, and resizing with antialiasing is converted as
+resizing without.
 """
 
 from __future__ import annotations

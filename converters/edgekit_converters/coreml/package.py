@@ -25,9 +25,10 @@ def write_package(spec: Any, weights: Path, path: Path) -> None:
     Args:
         spec: `Model` message; not changed.
         weights: `weight.bin` that the spec's offsets point into; may be absent for a model without weights.
-        path: package directory; replaced if it exists.
+        path: package directory; replaced if it is a package already.
 
     Raises:
+        FileExistsError: something that is not a package is there.
         OSError: the directory cannot be written.
     """
     stable = type(spec)()
@@ -37,6 +38,10 @@ def write_package(spec: Any, weights: Path, path: Path) -> None:
     model_bytes: bytes = stable.SerializeToString(deterministic=True)
 
     if path.exists():
+        if not (path / "Manifest.json").is_file():
+            raise FileExistsError(
+                f"{path} exists and is not a Core ML package; choose another path or move it"
+            )
         shutil.rmtree(path)
     data = path / "Data"
     (data / WEIGHTS).mkdir(parents=True)

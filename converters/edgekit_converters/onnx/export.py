@@ -105,3 +105,10 @@ def _tidy(model: Any) -> None:
             out.metadata_props.clear()
     for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
         value.metadata_props.clear()
+
+
+def opset_of(path: Path) -> int:
+    """Opset of a saved file."""
+    import onnx_ir as ir
+
+    return int(ir.load(path).graph.opset_imports[""])

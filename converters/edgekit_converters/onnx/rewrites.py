@@ -50,7 +50,9 @@ def quantize_biases(model: ir.Model) -> None:
         x, w, bias = (v.producer() if i < 2 else v for i, v in enumerate(node.inputs[:3]))
         if not (_is_dq(x) and _is_dq(w)) or bias.const_value is None:
             continue
-        steps = _array(x.inputs[1]).astype(np.float64).reshape(()) * _array(w.inputs[1]).astype(np.float64).reshape(-1)
+        steps = _array(x.inputs[1]).astype(np.float64).reshape(()) * _array(w.inputs[1]).astype(
+            np.float64
+        ).reshape(-1)
         integers = np.rint(bias.const_value.numpy().astype(np.float64) / steps)
         limits = np.iinfo(np.int32)
         integers = np.clip(integers, limits.min, limits.max).astype(np.int32)
@@ -90,7 +92,9 @@ def clamp_in_integers(model: ir.Model) -> None:
         zero_point = int(_array(quantize.inputs[2]).reshape(()))
         low, high = _clamp_limits(clamp)
         limits = [
-            np.array(np.clip(round(v / scale) + zero_point, -128, 127), dtype=np.int8) if np.isfinite(v) else None
+            np.array(np.clip(round(v / scale) + zero_point, -128, 127), dtype=np.int8)
+            if np.isfinite(v)
+            else None
             for v in (low, high)
         ]
         name = quantize.outputs[0].name
@@ -128,7 +132,9 @@ def mean_to_global_pool(model: ir.Model) -> None:
         new = [pool]
         if keep is not None and keep.as_int() == 0:
             # Flattened after the quantization: an integer reshape costs nothing, a float one breaks the fusion.
-            new.append(ir.node("Squeeze", [pooled, _initializer(model, f"{pooled.name}_axes", np.array([2, 3]))]))
+            new.append(
+                ir.node("Squeeze", [pooled, _initializer(model, f"{pooled.name}_axes", np.array([2, 3]))])
+            )
         _replace(model, node, new)
     _push_after_quantize(model)
 
@@ -329,7 +335,9 @@ def _shifted(model: ir.Model, value: ir.Value, done: dict[str, ir.Value]) -> ir.
         array = _array(value)
         if array.dtype != np.int8:
             return value
-        done[value.name] = _initializer(model, f"{value.name}_u8", (array.astype(np.int16) + SHIFT).astype(np.uint8))
+        done[value.name] = _initializer(
+            model, f"{value.name}_u8", (array.astype(np.int16) + SHIFT).astype(np.uint8)
+        )
     return done[value.name]
 
 

@@ -21,6 +21,7 @@ from torch.fx import GraphModule
 from edgekit_converters.errors import LoweringError
 from edgekit_converters.program import Program, QuantizedProgram
 from edgekit_converters.source import find_source
+from edgekit_converters.tflite.layout import channels_last_rules
 from edgekit_converters.tflite.unfold import unfold_weights
 
 WAY_OUT: Final = "Replace the op in the model by supported ones, or leave tflite out of --format."
@@ -51,10 +52,11 @@ def export_tflite(
     wrapped = _Named(graph, source, layout).eval()
     with _quiet(), torch.no_grad():
         litert_torch = _import_litert()
-        config = _quant_config(io_dtype) if quantized else None
+        config = _quant_config() if quantized else None
         try:
-            model = litert_torch.convert(wrapped, sample_kwargs=wrapped.example(), quant_config=config)
-            model.export(str(path))
+            with _exact_grid(strict=io_dtype == "float32"), channels_last_rules():
+                model = litert_torch.convert(wrapped, sample_kwargs=wrapped.example(), quant_config=config)
+                model.export(str(path))
         except Exception as error:
             # The library raises whatever its MLIR bindings raise; each means that this graph has no TFLite form.
             raise _lowering_error(source, error) from error
@@ -79,13 +81,15 @@ class _Named(nn.Module):
     def example(self) -> dict[str, torch.Tensor]:
         """Inputs at batch one, in the layout of the file."""
         tensors = zip(self.program.inputs, self.program.example, self.last, strict=True)
-        return {_identifier(i.name): x.permute(0, 2, 3, 1).contiguous() if last else x for i, x, last in tensors}
+        return {
+            _identifier(i.name): x.permute(0, 2, 3, 1).contiguous() if last else x for i, x, last in tensors
+        }
 
     def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         tensors = [inputs[_identifier(i.name)] for i in self.program.inputs]
         args = [x.permute(0, 3, 1, 2) if last else x for x, last in zip(tensors, self.last, strict=True)]
         outputs = self.body(*args)
-        
+
         return {_identifier(o.name): y for o, y in zip(self.program.outputs, outputs, strict=True)}
 
 
@@ -94,14 +98,33 @@ def _identifier(name: str) -> str:
     return re.sub(r"\W", "_", name)
 
 
-def _quant_config(io_dtype: str) -> Any:
+def _quant_config() -> Any:
     from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
     from litert_torch.quantize.quant_config import QuantConfig
 
-    # The converter's "static" mode strips the quantize op at each end of the graph, "dynamic" keeps the ends as
-    # they are; inside, both fuse every quantize/dequantize pair to integer kernels.
-    config = get_symmetric_quantization_config(is_dynamic=io_dtype == "float32")
-    return QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(config))
+    return QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(get_symmetric_quantization_config()))
+
+
+@contextmanager
+def _exact_grid(*, strict: bool) -> Iterator[None]:
+    """Have the converter take the quantize/dequantize pairs literally.
+
+    Otherwise it moves them as it sees fit: float islands become hybrid ops, and the pairs at the ends of the graph
+    are stripped. The option exists in its configuration, but `convert` does not pass it on.
+    """
+    from litert_converter.mlir._mlir_libs import converter_api_ext
+
+    convert = converter_api_ext.run_convert_to_tfl_passes
+
+    def literal(module: Any, manager: Any, config: Any) -> Any:
+        config.strict_qdq_mode = strict
+        return convert(module, manager, config)
+
+    converter_api_ext.run_convert_to_tfl_passes = literal
+    try:
+        yield
+    finally:
+        converter_api_ext.run_convert_to_tfl_passes = convert
 
 
 def _import_litert() -> Any:

@@ -2,6 +2,7 @@
 
 from edgekit.data.checks import check_labels, check_range
 from edgekit.data.dataset import Data, open_data
+from edgekit.data.peek import peek
 from edgekit.data.preprocessing import Preprocessing
 
-__all__ = ["Data", "Preprocessing", "check_labels", "check_range", "open_data"]
+__all__ = ["Data", "Preprocessing", "check_labels", "check_range", "open_data", "peek"]

@@ -1,0 +1,260 @@
+"""The command line: reads options, shows progress, turns errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from edgekit import __version__
+from edgekit.doctor import check_here, table
+from edgekit.errors import EdgekitError, LoweringError
+from edgekit_devices import ProfileError
+
+app = typer.Typer(
+    name="edgekit",
+    help="One INT8 grid, three formats, proven on the saved files.",
+    epilog="Exit codes: 0 accepted · 2 wrong usage or unreadable input · 3 budget or proof missed · "
+    "4 the model cannot be lowered · 130 interrupted, resumable.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+errors = Console(stderr=True, highlight=False)
+
+ACCEPTED, USAGE, MISSED, NOT_LOWERED = 0, 2, 3, 4
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"edgekit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """One INT8 grid, three formats, proven on the saved files."""
+    del version
+
+
+@app.command(epilog="Example: edgekit compress model.pt --data digits.npz -o digits-edge --max-drop 0.005")
+def compress(
+    model: Annotated[Path, typer.Argument(help="Exported program, TorchScript, pickled module or state dict.")],
+    data: Annotated[
+        str | None, typer.Option(help=".npz, folder of class folders of images, or module:callable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Directory of the bundle.")] = None,
+    factory: Annotated[str | None, typer.Option(help="module:callable that builds the network.")] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Unpickle the file, which runs code in it.")] = False,
+    input_shape: Annotated[
+        list[str] | None, typer.Option(help="1,3,224,224; once per input, in order.")
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="TOML file; options win over it.")] = None,
+    preset: Annotated[str | None, typer.Option(help="fast, balanced or max.")] = None,
+    format: Annotated[  # noqa: A002 - the name of the option
+        str | None, typer.Option("--format", help="Of onnx,tflite,coreml.")
+    ] = None,
+    target: Annotated[list[str] | None, typer.Option(help="Device profile; see `edgekit devices`.")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="Largest loss of the metric, e.g. 0.01.")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(help="Largest median latency here.")] = None,
+    max_size_mb: Annotated[float | None, typer.Option(help="Largest file in 10^6 bytes.")] = None,
+    allow_slower: Annotated[
+        bool, typer.Option("--allow-slower", help="Accept INT8 that is slower than float.")
+    ] = False,
+    metric: Annotated[
+        str | None, typer.Option(help="top1, f1, mae, agreement or module:callable.")
+    ] = None,
+    io: Annotated[str | None, typer.Option(help="float32 or int8 ends of the TFLite file.")] = None,
+    layout: Annotated[str | None, typer.Option(help="nchw or nhwc input of the TFLite file.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of every random choice.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after an interrupt.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report to stdout, nothing else.")] = False,
+) -> None:
+    """Quantize a trained model to INT8 once, write it in three formats, and prove each saved file."""
+    _exit(
+        lambda: _compress(
+            as_json,
+            model=model,
+            data=data,
+            out=out,
+            factory=factory,
+            trust=trust,
+            input_shape=[_shape(s) for s in input_shape] if input_shape else None,
+            recipe=recipe,
+            preset=preset,
+            formats=[f.strip() for f in format.split(",") if f.strip()] if format is not None else None,
+            target=target or (),
+            max_drop=max_drop,
+            max_latency_ms=max_latency_ms,
+            max_size_mb=max_size_mb,
+            allow_slower=allow_slower or None,
+            metric=metric,
+            io=io,
+            layout=layout,
+            seed=seed,
+            resume=resume,
+            command=shlex.join(["edgekit", *sys.argv[1:]]),
+        )
+    )
+
+
+@app.command(epilog="Example: edgekit verify digits-edge")
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Directory that `edgekit compress` wrote.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the proofs to stdout.")] = False,
+) -> None:
+    """Check hashes and run every proof again on the saved files."""
+
+    def work() -> int:
+        from edgekit.verify import verify_bundle
+
+        with errors.status("proving the saved files"):
+            result = verify_bundle(bundle)
+        _print(result.to_dict() if as_json else result.table())
+        return ACCEPTED if result.holds else MISSED
+
+    _exit(work)
+
+
+@app.command(epilog="Example: edgekit inspect model.pt")
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A model file or a bundle.")],
+    trust: Annotated[bool, typer.Option("--trust", help="Unpickle the file, which runs code in it.")] = False,
+    input_shape: Annotated[list[str] | None, typer.Option(help="1,3,224,224; once per input.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print plain JSON to stdout.")] = False,
+) -> None:
+    """Say what a model file or a bundle is."""
+
+    def work() -> int:
+        from edgekit.inspect import inspect_path
+
+        found = inspect_path(path, trust=trust, input_shapes=[_shape(s) for s in input_shape or ()] or None)
+        _print(found.to_dict() if as_json else found.table())
+        return ACCEPTED
+
+    _exit(work)
+
+
+@app.command(epilog="Example: edgekit doctor")
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print plain JSON to stdout.")] = False,
+) -> None:
+    """Say what is installed, what works here, and the pip line that mends the rest."""
+
+    def work() -> int:
+        from dataclasses import asdict
+
+        checks = check_here()
+        _print([asdict(c) for c in checks] if as_json else table(checks))
+        return ACCEPTED
+
+    _exit(work)
+
+
+@app.command(epilog="Example: edgekit devices raspberry-pi-5")
+def devices(
+    name: Annotated[str | None, typer.Argument(help="A profile; all of them without.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print plain JSON to stdout.")] = False,
+) -> None:
+    """List the device profiles that --target takes, or show one."""
+
+    def work() -> int:
+        from dataclasses import asdict
+
+        from edgekit_devices import load_profile, names
+        from rich.table import Table
+
+        profiles = [load_profile(n) for n in ([name] if name else names())]
+        if as_json:
+            _print([asdict(p) for p in profiles])
+            return ACCEPTED
+        listing = Table("name", "what", "isa", "format", "int8 saturates")
+        for p in profiles:
+            listing.add_row(p.name, p.title, p.isa, p.preferred_format, "yes" if p.int8_saturates else "no")
+        _print(listing)
+        return ACCEPTED
+
+    _exit(work)
+
+
+def _compress(as_json: bool, **options: Any) -> int:
+    from edgekit.api import compress as run
+    from edgekit.progress import shown
+    from edgekit.report import summary
+
+    with shown(errors) as progress:
+        bundle = run(progress=progress, **options)
+    report = bundle.report
+    if as_json:
+        _print(dict(report))
+    else:
+        out = Console(highlight=False)
+        out.print(summary(report))
+        out.print(f"report: {bundle.path / 'report.html'}", soft_wrap=True)
+    if report["failures"]:
+        for failure in report["failures"]:
+            errors.print(f"error: {LoweringError(**failure)}", style="red", markup=False, soft_wrap=True)
+        return NOT_LOWERED
+    return ACCEPTED if report["accepted"] else MISSED
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    from edgekit.errors import UsageError
+
+    try:
+        shape = tuple(int(n) for n in text.replace("x", ",").split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise UsageError(
+            f"--input-shape {text}",
+            expected="whole numbers above 0 with commas, batch first, e.g. 1,3,224,224",
+            way_out="Give the option once per input.",
+        )
+    return shape
+
+
+def _print(value: Any) -> None:
+    if isinstance(value, (dict, list)):
+        typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    else:
+        Console(highlight=False).print(value)
+
+
+def _exit(work: Any) -> NoReturn:
+    """Run a command; every error that we raise on purpose becomes a message and its exit code."""
+    try:
+        code = work()
+    except (EdgekitError, ProfileError) as error:
+        errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        errors.print("error: interrupted", style="red")
+        code = 130
+    except BrokenPipeError:
+        # The reader of a pipe left early; Python must not complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    """Entry point of the `edgekit` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Where calibration, proof and evaluation inputs come from: the user's data, or the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgekit.data import Data
+from edgekit.stages.quantize.search import Batch
+from edgekit.synth import distill_calibration
+from edgekit.workdir import WorkDir, stage_key
+from edgekit_converters.program import Program
+
+Array = NDArray[Any]
+
+BATCH = 16
+SCORING_SAMPLES = 64
+PROOF_SAMPLES = 32
+DISTILLED_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All inputs that the pipeline needs, streamed anew at each call.
+
+    Attributes:
+        calibration: batches for the observers.
+        evaluation: (inputs, labels) batches to judge the saved files on.
+        proof: `PROOF_SAMPLES` inputs that no observer has seen, one array per input.
+        sha256: of the calibration inputs.
+        real: False when they were drawn from the model.
+        has_labels: evaluation batches carry labels.
+        labels: class names, or nothing.
+        notes: sentences for the report.
+    """
+
+    calibration: Callable[[], Iterator[Batch]]
+    evaluation: Callable[[], Iterator[tuple[tuple[Array, ...], Array | None]]]
+    proof: tuple[Array, ...]
+    sha256: str
+    real: bool
+    has_labels: bool
+    labels: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def from_data(data: Data, program: Program) -> Inputs:
+    """Inputs of the user."""
+    size = BATCH if program.dynamic_batch else 1
+    return Inputs(
+        calibration=lambda: (tensors(batch) for batch in data.calibration(size)),
+        evaluation=lambda: data.evaluation(size),
+        proof=first(PROOF_SAMPLES, (x for x, _ in data.evaluation(size))),
+        sha256=data.calibration_sha256,
+        real=data.real,
+        has_labels=data.has_labels,
+        labels=data.labels or (),
+        notes=data.notes,
+    )
+
+
+def from_model(program: Program, model_sha256: str, work: WorkDir, *, seed: int) -> Inputs:
+    """Inputs distilled from the model; part of them is kept from the observers for proof and evaluation."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        batches, note = distill_calibration(program, n=DISTILLED_SAMPLES + PROOF_SAMPLES, seed=seed)
+        arrays = first(DISTILLED_SAMPLES + PROOF_SAMPLES, ([x.numpy() for x in b] for b in batches))
+        np.savez(folder / "inputs.npz", *arrays)
+        return {"note": note}
+
+    key = stage_key("distil", model_sha256, seed, DISTILLED_SAMPLES, PROOF_SAMPLES, torch.__version__)
+    folder, facts, _ = work.stage("distil", key, make)
+    with np.load(folder / "inputs.npz", allow_pickle=False) as archive:
+        arrays = tuple(archive[f"arr_{i}"] for i in range(len(program.inputs)))
+    calibration = tuple(a[:DISTILLED_SAMPLES] for a in arrays)
+    held_out = tuple(a[DISTILLED_SAMPLES:] for a in arrays)
+    size = BATCH if program.dynamic_batch else 1
+    return Inputs(
+        calibration=lambda: (tensors(b) for b in split(calibration, size)),
+        evaluation=lambda: ((b, None) for b in split(held_out, size)),
+        proof=held_out,
+        sha256=stage_key([a.tobytes().hex() for a in calibration]),
+        real=False,
+        has_labels=False,
+        labels=(),
+        notes=(str(facts["note"]),),
+    )
+
+
+def scoring(inputs: Inputs) -> list[Batch]:
+    """The first `SCORING_SAMPLES` calibration inputs in batches."""
+    taken, seen = [], 0
+    for batch in inputs.calibration():
+        taken.append(batch)
+        seen += len(batch[0])
+        if seen >= SCORING_SAMPLES:
+            break
+    return taken
+
+
+def tensors(arrays: tuple[Array, ...]) -> Batch:
+    """Torch tensors over contiguous copies where needed."""
+    return tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays)
+
+
+def split(arrays: tuple[Array, ...], size: int) -> Iterator[tuple[Array, ...]]:
+    """Batches of at most `size` along axis 0."""
+    for i in range(0, len(arrays[0]), size):
+        yield tuple(a[i : i + size] for a in arrays)
+
+
+def first(n: int, batches: Any) -> tuple[Array, ...]:
+    """The first `n` samples of a stream of tuples of arrays, or all when there are fewer."""
+    kept: list[tuple[Array, ...]] = []
+    seen = 0
+    for batch in batches:
+        kept.append(tuple(np.asarray(a) for a in batch))
+        seen += len(kept[-1][0])
+        if seen >= n:
+            break
+    return tuple(np.concatenate(column)[:n] for column in zip(*kept, strict=True))
+
+
+__all__ = ["Inputs", "first", "from_data", "from_model", "scoring", "split", "tensors"]

@@ -1,0 +1,125 @@
+"""Judges saved files: proof against the reference, metric and agreement against float, time against the float twin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from numpy.typing import NDArray
+
+from edgekit.bench import LatencyStats, OpCensus, onnx_ops, runner, sample, stats, tflite_ops
+from edgekit.evaluate import Agreement, Metric, SignalToNoise
+from edgekit.inputs import Inputs, tensors
+from edgekit_converters.parity import Bound, Proof, measure, output_steps, run_reference, tie_bound
+from edgekit_converters.predict import Array, Predict, SavedModel, open_saved
+from edgekit_converters.program import Program, QuantizedProgram
+
+# The reference evaluator is numpy: exact, and slow.
+COREML_SAMPLES: Final = 16
+TIMED: Final = frozenset({"onnx", "tflite"})
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """How good a file's outputs are.
+
+    Attributes:
+        metric: value of the chosen metric.
+        agreement: share of answers that are the float model's.
+        snr_db: of the outputs against float.
+        n: inputs.
+    """
+
+    metric: float
+    agreement: float
+    snr_db: float
+    n: int
+
+
+def prove(
+    program: QuantizedProgram, saved: Mapping[str, SavedModel], proof_inputs: Sequence[Array]
+) -> dict[str, Proof]:
+    """Run every saved file in its own runtime against the quantized reference.
+
+    A file outside the ordinary bound is held against what rounding ties do to this very network, once.
+    """
+    reference = run_reference(program, proof_inputs)
+    steps = output_steps(program, reference)
+    proofs: dict[str, Proof] = {}
+    ties: Bound | None = None
+    for name, model in saved.items():
+        n = COREML_SAMPLES if name == "coreml" else len(proof_inputs[0])
+        inputs, expected = [x[:n] for x in proof_inputs], [y[:n] for y in reference]
+        predict = open_saved(model)
+        proof = measure(name, predict, inputs, expected, steps, Bound())
+        if not proof.holds:
+            ties = ties or tie_bound(program, proof_inputs, reference)
+            proof = measure(name, predict, inputs, expected, steps, ties)
+        proofs[name] = proof
+    return proofs
+
+
+def assess(
+    program: Program, saved: Mapping[str, SavedModel], inputs: Inputs, metric: Metric, *, step: Any = None
+) -> tuple[float, int, dict[str, Quality]]:
+    """One pass over the evaluation data through the float model and every file.
+
+    Returns:
+        Metric of the float model, number of inputs, quality of each file.
+    """
+    judges = {name: _Judge(open_saved(model), metric) for name, model in saved.items()}
+    baseline, n = metric.make(), 0
+    for arrays, labels in inputs.evaluation():
+        with torch.no_grad():
+            floats = tuple(y.numpy() for y in program.graph(*tensors(arrays)))
+        baseline.add(floats, labels, floats)
+        for name, judge in judges.items():
+            limit = COREML_SAMPLES - judge.n if name == "coreml" else len(arrays[0])
+            if limit > 0:
+                judge.add([x[:limit] for x in arrays], labels[:limit] if labels is not None else None, [f[:limit] for f in floats])
+        n += len(arrays[0])
+        if step is not None:
+            step(f"{n} inputs")
+    return baseline.value(), n, {name: judge.quality() for name, judge in judges.items()}
+
+
+class _Judge:
+    """Tallies of one file."""
+
+    def __init__(self, predict: Predict, metric: Metric) -> None:
+        self.predict, self.metric = predict, metric.make()
+        self.agreement, self.snr, self.n = Agreement(), SignalToNoise(), 0
+
+    def add(self, arrays: Sequence[Array], labels: NDArray[Any] | None, floats: Sequence[Array]) -> None:
+        outputs = self.predict(arrays)
+        self.metric.add(outputs, labels, floats)
+        self.agreement.add(outputs, None, floats)
+        self.snr.add(outputs, floats)
+        self.n += len(arrays[0])
+
+    def quality(self) -> Quality:
+        return Quality(self.metric.value(), self.agreement.value(), self.snr.value(), self.n)
+
+
+def time_files(files: Mapping[str, Path], *, max_seconds: float) -> dict[str, LatencyStats]:
+    """Interleaved single-thread latency of files and their float twins, batch one."""
+    runners = {name: runner(path, threads=1) for name, path in files.items()}
+    return {name: stats(rounds) for name, rounds in sample(runners, max_seconds=max_seconds).items()}
+
+
+def census(name: str, path: Path) -> OpCensus | None:
+    """What kernels run in a file here; None for formats without a runtime on every system."""
+    return {"onnx": onnx_ops, "tflite": tflite_ops}[name](path) if name in TIMED else None
+
+
+def golden_outputs(program: QuantizedProgram, inputs: Sequence[Array], n: int) -> tuple[tuple[Array, ...], tuple[float, ...]]:
+    """Reference outputs of the first `n` proof inputs and the step of each output."""
+    reference = run_reference(program, [x[:n] for x in inputs])
+    return reference, output_steps(program, run_reference(program, inputs))
+
+
+__all__ = ["Quality", "assess", "census", "golden_outputs", "prove", "time_files"]
+

@@ -1,0 +1,174 @@
+"""The quantize stage: the grid, chosen and measured, and the layers that must stay float for it to hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from edgekit.evaluate import Metric
+from edgekit.inputs import Inputs, scoring
+from edgekit.recipe import Recipe
+from edgekit.report import LayerResult
+from edgekit.stages.quantize.search import Batch, Choice, search
+from edgekit.stages.quantize.sensitivity import damage, describe_layers, grids, layer_snr
+from edgekit.workdir import WorkDir, stage_key
+from edgekit_converters.parity import run_reference
+from edgekit_converters.program import Program, QuantizedProgram
+from edgekit_converters.store import load_program, save_program
+
+# Inputs on which the reference is judged before anything is lowered.
+JUDGED_SAMPLES: Final = 512
+# Layers that are kept float, worst first, when the grid alone breaks the budget.
+ISLANDS: Final = (1, 2, 4)
+DAMAGE_SAMPLES: Final = 4
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The quantized program as every later stage sees it: read back from its archive.
+
+    Attributes:
+        program: on the grid.
+        archive: file that converters read.
+        key: identifies the archive's content.
+        layers: for the report.
+        notes: what was tried.
+    """
+
+    program: QuantizedProgram
+    archive: Path
+    key: str
+    layers: tuple[LayerResult, ...]
+    notes: tuple[str, ...]
+
+
+def settle(
+    program: Program,
+    inputs: Inputs,
+    recipe: Recipe,
+    metric: Metric,
+    work: WorkDir,
+    model_sha256: str,
+    *,
+    step: Callable[[str], None],
+) -> Settled:
+    """Choose the grid, keep layers float only where the budget cannot be held otherwise, and store the result.
+
+    Args:
+        program: cleaned float program.
+        inputs: calibration and evaluation inputs.
+        recipe: settings and budget.
+        metric: what the budget is in.
+        work: where the result is kept.
+        model_sha256: part of the key.
+        step: told what is being done.
+    """
+    key = stage_key("quantize", model_sha256, inputs.sha256, recipe.digest(), metric.name, torch.__version__)
+
+    def make(folder: Path) -> dict[str, Any]:
+        judged = scoring(inputs)
+        choice, notes = _within_budget(program, inputs, recipe, metric, judged, step)
+        layers = _layers(choice, recipe, judged, step)
+        save_program(choice.program, folder / "quantized.pt2")
+        return {"notes": notes, "layers": [asdict(layer) for layer in layers]}
+
+    folder, facts, _ = work.stage("quantize", key, make)
+    archive = folder / "quantized.pt2"
+    quantized = load_program(archive)
+    assert isinstance(quantized, QuantizedProgram)
+    layers = tuple(LayerResult(**layer) for layer in facts["layers"])
+    return Settled(quantized, archive, key, layers, tuple(facts["notes"]))
+
+
+def _within_budget(
+    program: Program,
+    inputs: Inputs,
+    recipe: Recipe,
+    metric: Metric,
+    judged: Sequence[Batch],
+    step: Callable[[str], None],
+) -> tuple[Choice, list[str]]:
+    choice = search(program, recipe.quantize, inputs.calibration, judged, step=step)
+    notes = [str(trial) for trial in choice.trials]
+    lost = _lost(choice.program, program, inputs, metric)
+    if lost <= recipe.budget.max_drop:
+        return choice, notes
+    step("looking for the layers that cost most")
+    worst = _worst_layers(choice, judged)
+    best, least = choice, lost
+    for n in ISLANDS:
+        if n > len(worst):
+            break
+        trial = search(program, recipe.quantize, inputs.calibration, judged, keep_float=worst[:n], step=step)
+        lost_now = _lost(trial.program, program, inputs, metric)
+        notes.append(f"kept float {', '.join(worst[:n])}: loses {lost_now:.4f} instead of {lost:.4f}")
+        if lost_now < least:
+            best, least = trial, lost_now
+        if lost_now <= recipe.budget.max_drop:
+            break
+    return best, notes
+
+
+def _lost(quantized: QuantizedProgram, program: Program, inputs: Inputs, metric: Metric) -> float:
+    """Drop of the reference against float on the first `JUDGED_SAMPLES` evaluation inputs."""
+    before, after, seen = metric.make(), metric.make(), 0
+    for arrays, labels in inputs.evaluation():
+        outputs = run_reference(quantized, arrays)
+        with torch.no_grad():
+            floats = tuple(y.numpy() for y in program.graph(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays)))
+        before.add(floats, labels, floats)
+        after.add(outputs, labels, floats)
+        seen += len(arrays[0])
+        if seen >= JUDGED_SAMPLES:
+            break
+    return metric.drop(before.value(), after.value())
+
+
+def _worst_layers(choice: Choice, judged: Sequence[Batch]) -> list[str]:
+    """Node names by the damage that each does alone, worst first."""
+    trial = choice.best
+    found = damage(choice.observed, grids(choice.observed, trial.observer), _few(judged))
+    return sorted(found, key=lambda name: found[name])
+
+
+def _layers(
+    choice: Choice, recipe: Recipe, judged: Sequence[Batch], step: Callable[[str], None]
+) -> Sequence[LayerResult]:
+    step("measuring layers")
+    batches = _few(judged)
+    observed = choice.observed
+    hurt: dict[str, float] = {}
+    if recipe.quantize.damage:
+        hurt = damage(observed, grids(observed, choice.best.observer), batches)
+    snr = layer_snr(observed.program.graph, choice.program.program.graph, batches)
+    rows = describe_layers(observed, snr, hurt)
+    return [
+        LayerResult(
+            name=row["name"],
+            op=row["op"],
+            weight_bytes=row["weight_bytes"],
+            macs=row["macs"],
+            snr_db=row["snr_db"],
+            damage_db=row["damage_db"],
+            kept_float=row["kept_float"],
+            reason=row.get("reason", ""),
+        )
+        for row in rows
+    ]
+
+
+def _few(batches: Sequence[Batch]) -> list[Batch]:
+    """The first `DAMAGE_SAMPLES` samples."""
+    few: list[Batch] = []
+    left = DAMAGE_SAMPLES
+    for batch in batches:
+        few.append(tuple(x[:left] for x in batch))
+        left -= len(few[-1][0])
+        if left <= 0:
+            break
+    return few

@@ -1,0 +1,94 @@
+"""One format in one process: `python -m edgekit.worker JOB.json`.
+
+Converters are large native libraries. In a process of their own they cannot take the pipeline down with them, two
+formats are lowered side by side, and their memory is gone when they are done.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from edgekit_converters.errors import LoweringError
+from edgekit_converters.predict import SavedModel, open_saved
+from edgekit_converters.program import Program, QuantizedProgram
+from edgekit_converters.store import load_program
+
+
+def _onnx(program: Program | QuantizedProgram, path: Path, job: dict[str, Any]) -> None:
+    from edgekit_converters.onnx import export_onnx
+
+    del job
+    export_onnx(program, path)
+
+
+def _tflite(program: Program | QuantizedProgram, path: Path, job: dict[str, Any]) -> None:
+    from edgekit_converters.tflite import export_tflite
+
+    io = job["io"] if isinstance(program, QuantizedProgram) else "float32"
+    export_tflite(program, path, layout=job["layout"], io_dtype=io)
+
+
+def _coreml(program: Program | QuantizedProgram, path: Path, job: dict[str, Any]) -> None:
+    from edgekit_converters.coreml import export_coreml
+
+    del job
+    assert isinstance(program, QuantizedProgram)
+    export_coreml(program, path)
+
+
+CONVERTERS: Final[dict[str, Callable[[Program | QuantizedProgram, Path, dict[str, Any]], None]]] = {
+    "onnx": _onnx,
+    "tflite": _tflite,
+    "coreml": _coreml,
+}
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """Convert one program and run the file once on zeros.
+
+    Args:
+        job: "format", "program" (`.pt2`), "out", "layout", "io".
+
+    Returns:
+        `{}` or `{"error": {...}}` with the fields of `LoweringError`.
+    """
+    program = load_program(Path(job["program"]))
+    out = Path(job["out"])
+    try:
+        CONVERTERS[job["format"]](program, out, job)
+        _try_out(program, job)
+    except LoweringError as error:
+        return {"error": {k: getattr(error, k) for k in ("format", "op", "where", "why", "way_out")}}
+    return {}
+
+
+def _try_out(program: Program | QuantizedProgram, job: dict[str, Any]) -> None:
+    """A file that its own runtime does not load, or that kills it, is no file; better here than in the pipeline."""
+    source = program.program if isinstance(program, QuantizedProgram) else program
+    grids = (program.input_grids, program.output_grids) if isinstance(program, QuantizedProgram) else ((), ())
+    saved = SavedModel(
+        job["format"], Path(job["out"]), source.inputs, source.outputs, *grids, layout=job["layout"]
+    )
+    open_saved(saved)([np.zeros(i.shape, dtype=i.dtype) for i in source.inputs])
+
+
+def main(path: str) -> int:
+    """Read the job, write `JOB.json.result`; the exit status is 1 when the job itself broke."""
+    job = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        result = run(job)
+    except Exception:  # noqa: BLE001 - the parent turns the text into an error that names the format
+        result = {"crash": traceback.format_exc()}
+    Path(f"{path}.result").write_text(json.dumps(result), encoding="utf-8")
+    return int("crash" in result)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
