@@ -62,7 +62,7 @@ _BRANCH = 0.3
 # (layers, prefix of the parameter's name, mean, spread); the first row that fits holds.
 _DRAWS: tuple[tuple[tuple[type[nn.Module], ...], str, float, float], ...] = (
     ((_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d), "weight", 1.0, 0.25),
-    ((_BatchNorm,), "bias", 1.5, 0.2),
+    ((_BatchNorm,), "bias", 0.8, 0.2),
     ((nn.PReLU,), "weight", 0.2, 0.1),
     ((nn.Embedding,), "weight", 0.0, 1.0),
     ((nn.Module,), "scale", 0.5, 0.1),
@@ -94,13 +94,33 @@ def _draw(module: nn.Module, generator: torch.Generator) -> None:
 def _value(layer: nn.Module, name: str, noise: Tensor) -> Tensor:
     """Normal noise turned into what a trained layer of this kind holds."""
     if isinstance(layer, _LINEAR) and name == "weight":
-        return noise * (2 / noise[0].numel()) ** 0.5
+        return _kernel(noise)
     if isinstance(layer, nn.LSTM | nn.GRU) and noise.dim() > 1:
         return noise / layer.hidden_size**0.5
     mean, spread = next(
         (m, s) for kinds, start, m, s in _DRAWS if isinstance(layer, kinds) and name.startswith(start)
     )
     return mean + spread * noise
+
+
+def _kernel(noise: Tensor) -> Tensor:
+    """He's variance, and for taps in space as much again in common: trained kernels are mostly low-pass."""
+    deviation = (2 / noise[0].numel()) ** 0.5
+    if noise.dim() == 2 or noise[0, 0].numel() == 1:
+        return deviation * noise
+    flat = noise.flatten(2)
+    common = flat.sum(2, keepdim=True) / flat.shape[2] ** 0.5
+    return deviation * (0.5 * flat + common).view(noise.shape)
+
+
+def _aligned(weight: Tensor, x: Tensor) -> Tensor:
+    """Rows of a linear turned to where its input varies, as sums of gradients (δ xᵀ) are.
+
+    A random row listens to every direction alike, and normalising it then amplifies the quiet ones.
+    """
+    centred = x.reshape(-1, x.shape[-1]) - x.reshape(-1, x.shape[-1]).mean(0)
+    covariance = centred.T @ centred
+    return weight @ (covariance / covariance.diagonal().mean().clamp_min(1e-6))
 
 
 class _Normalise:
@@ -110,13 +130,16 @@ class _Normalise:
         self.generator = generator
         self.done = False
 
-    def __call__(self, layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         if self.done:  # a layer with shared weights is called again
             return None
         self.done = True
         axis = output.dim() - 1 if isinstance(layer, nn.Linear) else 1
         others = [i for i in range(output.dim()) if i != axis]
         weight = layer.weight.data
+        if isinstance(layer, nn.Linear):
+            weight.copy_(_aligned(weight, inputs[0]))
+            output = nn.functional.linear(inputs[0], weight, layer.bias)
         if layer.bias is None:
             gain = 1 / output.std().clamp_min(1e-6)
             weight.mul_(gain)
