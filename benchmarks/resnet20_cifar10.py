@@ -11,9 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks import data_cifar10
+from benchmarks.compressed import compressed
 from benchmarks.engines import open_file, predict_all
 from benchmarks.machine import machine
 from benchmarks.measure import float_outputs, quality
@@ -37,22 +36,22 @@ def measure(out: Path) -> dict[str, Any]:
         MissingDataError: the checkpoint is not on this machine.
         RuntimeError: CIFAR-10 cannot be fetched.
     """
-    import edgekit
-
     module, training, test = resnet20(), data_cifar10.training_split(), data_cifar10.heldout_split()
     samples = data_cifar10.normalise(test.x)
-    with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "cifar10.npz"
-        # Images 256 to 1279 of the training set judge the candidates inside, the test set judges the result.
-        calibration, held_out = (
-            data_cifar10.normalise(training.x[part]) for part in (slice(256), slice(256, 1280))
-        )
-        np.savez(data, calib_x=calibration, eval_x=held_out, eval_y=training.y[256:1280])
-        bundle = edgekit.compress(module, data=data, out=out, formats=("onnx", "tflite"))
+    # Images 256 to 1279 of the training set judge the candidates inside, the test set judges the result.
+    first = data_cifar10.normalise(training.x[:1280])
+    bundle = compressed(
+        module,
+        first[:256],
+        out,
+        formats=("onnx", "tflite"),
+        evaluation=first[256:],
+        labels=training.y[256:1280],
+    )
     reference = float_outputs(module, samples)
     figures = {"float": quality(reference, reference, test.y)}
     for suffix in ("onnx", "tflite"):
-        outputs = predict_all(open_file(Path(bundle.path) / f"model.{suffix}"), samples)
+        outputs = predict_all(open_file(bundle / f"model.{suffix}"), samples)
         figures[suffix] = quality(outputs, reference, test.y)
     lowest = figures["float"]["top1"] - MAX_DROP
     held = all(

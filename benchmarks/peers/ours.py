@@ -6,9 +6,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import numpy as np
 from torch import nn
 
+from benchmarks.compressed import compressed
 from benchmarks.networks import Floats
 
 
@@ -22,12 +22,7 @@ def build_tflite(module: nn.Module, calibration: Floats, out: Path) -> None:
     _build(module, calibration, out, "tflite")
 
 
-def _build(module: nn.Module, calibration: Floats, out: Path, fmt: str) -> None:
-    """Like its peers, edgekit sees the calibration samples and nothing else."""
-    import edgekit
-
+def _build(module: nn.Module, calibration: Floats, out: Path, suffix: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "data.npz"
-        np.savez(data, calib_x=calibration, eval_x=calibration)
-        bundle = edgekit.compress(module, data=data, out=Path(folder) / "bundle", formats=(fmt,))
-        shutil.copyfile(Path(bundle.path) / f"model.{fmt}", out)
+        bundle = compressed(module, calibration, Path(folder) / "bundle", formats=(suffix,))
+        shutil.copyfile(bundle / f"model.{suffix}", out)
