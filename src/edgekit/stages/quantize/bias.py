@@ -37,7 +37,7 @@ def round_biases(graph: GraphModule) -> int:
         steps = bias_steps(graph, node)
         if steps is None:
             continue
-        integers = (_value(graph, node.args[2]).to(torch.float64) / steps).round()
+        integers = (constant_of(graph, node.args[2]).to(torch.float64) / steps).round()
         set_bias(graph, node, (integers * steps).to(torch.float32))
         rounded += 1
     return rounded
@@ -52,7 +52,7 @@ def bias_steps(graph: GraphModule, node: Node) -> torch.Tensor | None:
         return None
     if x.target is not qd.dequantize_per_tensor.default or w.target is not qd.dequantize_per_channel.default:
         return None
-    return _value(graph, w.args[1]).to(torch.float64) * float(x.args[1])
+    return constant_of(graph, w.args[1]).to(torch.float64) * float(x.args[1])
 
 
 def set_bias(graph: GraphModule, node: Node, value: torch.Tensor) -> None:
@@ -72,13 +72,13 @@ def _coarsen(graph: GraphModule, node: Node) -> None:
     steps = bias_steps(graph, node)
     if steps is None:
         return
-    needed = _value(graph, node.args[2]).to(torch.float64).abs() / BIAS_LIMIT
+    needed = constant_of(graph, node.args[2]).to(torch.float64).abs() / BIAS_LIMIT
     small = steps < needed
     if not small.any():
         return
     dequantize = node.args[1]
     assert isinstance(dequantize, Node)
-    weight, scales = _value(graph, dequantize.args[0]), _value(graph, dequantize.args[1])
+    weight, scales = constant_of(graph, dequantize.args[0]), constant_of(graph, dequantize.args[1])
     axis = int(dequantize.args[3])
     growth = torch.where(small, needed / steps, torch.ones_like(steps))
     shape = [-1 if i == axis else 1 for i in range(weight.dim())]
@@ -86,7 +86,8 @@ def _coarsen(graph: GraphModule, node: Node) -> None:
     scales.copy_((scales.to(torch.float64) * growth).to(scales.dtype))
 
 
-def _value(graph: GraphModule, node: object) -> torch.Tensor:
+def constant_of(graph: GraphModule, node: object) -> torch.Tensor:
+    """The tensor behind a `get_attr` node."""
     assert isinstance(node, Node)
     value = operator.attrgetter(str(node.target))(graph)
     assert isinstance(value, torch.Tensor)

@@ -127,7 +127,7 @@ def _pair_after(first: Node, layers: frozenset[Node]) -> Pair | None:
 
 
 def _channel_block(before: Node, node: Node) -> int:
-    """Elements on axis 1 after `node` per channel on axis 1 of `before`; 0 when channels do not stay apart."""
+    """Elements on axis 1 after `node` per channel on axis 1 of `before`; 0 when channels mix."""
     if node.target not in _SPATIAL | _FLATTENING | {aten.mean.dim}:
         return 0
     old, new = before.meta["val"].shape, node.meta["val"].shape
@@ -196,7 +196,7 @@ def _input_ranges(graph: GraphModule, pair: Pair) -> torch.Tensor:
 
 
 def _by_input_channel(weight: torch.Tensor, layer: Node) -> torch.Tensor:
-    """The weight as `[input channels, …]`; channel `c` of a grouped convolution is input `c % size` of a group."""
+    """The weight as `[input channels, …]`; channel `c` of a grouped one is input `c % size` of its group."""
     if layer.target in _TRANSPOSED:
         return weight
     grouped = weight.unflatten(0, (_groups(layer), -1))  # [groups, out, in, …]
