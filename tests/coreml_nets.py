@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import operator
+import warnings
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ class GridQuantizer(Quantizer):  # type: ignore[misc]
         elif node.target in ARITHMETIC:
             inputs = dict.fromkeys(floats, ACTIVATION)
             output = None if _only_feeds_fused(node) else ACTIVATION
-        elif node.target in SHARED_OPS or node.target == aten.cat.default:
+        elif floats and (node.target in SHARED_OPS or node.target == aten.cat.default):
             first = floats[0]
             inputs = {first: ACTIVATION}
             shared = SharedQuantizationSpec((first, node))
@@ -109,13 +109,27 @@ def _only_feeds_fused(node: Node) -> bool:
     return node.target in (WEIGHTED.keys() | ARITHMETIC) and len(users) == 1 and users[0].target in FUSED
 
 
+class Flat(nn.Module):
+    """Returns a tuple whatever the network returns."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        result = self.net(*inputs)
+        return result if isinstance(result, tuple) else (result,)
+
+
 def example_program(
     module: nn.Module, example: tuple[torch.Tensor, ...], names: tuple[str, ...] = ("x",)
 ) -> Program:
     """Captures `module` the way the workbench does."""
-    graph = torch.export.export(module.eval(), example).module(check_guards=False)
-    flat = module(*example)
-    outputs = flat if isinstance(flat, tuple) else (flat,)
+    flat = Flat(module).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = torch.export.export(flat, example).module(check_guards=False)
+    outputs = flat(*example)
     return Program(
         graph=graph,
         inputs=tuple(_info(n, t) for n, t in zip(names, example, strict=True)),
@@ -136,10 +150,12 @@ def quantized(
 ) -> QuantizedProgram:
     """Calibrates `module` on noise around `example` and folds its weights to int8."""
     twin = example_program(module, example, names)
-    prepared = prepare_pt2e(copy.deepcopy(twin.graph), GridQuantizer())
-    for seed in range(2):
-        prepared(*(_noise(t, seed) for t in example))
-    graph = convert_pt2e(prepared, fold_quantize=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prepared = prepare_pt2e(copy.deepcopy(twin.graph), GridQuantizer())
+        for seed in range(2):
+            prepared(*(_noise(t, seed) for t in example))
+        graph = convert_pt2e(prepared, fold_quantize=True)
     program = Program(graph, twin.inputs, twin.outputs, example, dynamic_batch=False)
     return QuantizedProgram(program, twin, (None,) * len(twin.inputs), (None,) * len(twin.outputs))
 
@@ -189,6 +205,3 @@ def mobilenet_v2(classes: int = 1000) -> nn.Module:
         nn.Linear(1280, classes),
     ]
     return nn.Sequential(*layers)
-
-
-_ = operator
