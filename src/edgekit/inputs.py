@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +13,19 @@ import torch
 from numpy.typing import NDArray
 
 from edgekit.data import Data
-from edgekit.stages.quantize.search import Batch
 from edgekit.synth import distill_calibration
 from edgekit.workdir import WorkDir, stage_key
 from edgekit_converters.program import Program
 
 Array = NDArray[Any]
+Batch = tuple[torch.Tensor, ...]
 
 BATCH = 16
 SCORING_SAMPLES = 64
 PROOF_SAMPLES = 32
+# A 99.9th percentile means little below a few thousand values; a classifier of ten classes needs more inputs.
+PROOF_VALUES = 2500
+MAX_PROOF_SAMPLES = 256
 DISTILLED_SAMPLES = 64
 
 
@@ -56,7 +60,7 @@ def from_data(data: Data, program: Program) -> Inputs:
     return Inputs(
         calibration=lambda: (tensors(batch) for batch in data.calibration(size)),
         evaluation=lambda: data.evaluation(size),
-        proof=first(PROOF_SAMPLES, (x for x, _ in data.evaluation(size))),
+        proof=first(proof_samples(program), (x for x, _ in data.evaluation(size))),
         sha256=data.calibration_sha256,
         real=data.real,
         has_labels=data.has_labels,
@@ -91,6 +95,12 @@ def from_model(program: Program, model_sha256: str, work: WorkDir, *, seed: int)
         labels=(),
         notes=(str(facts["note"]),),
     )
+
+
+def proof_samples(program: Program) -> int:
+    """How many inputs the proof takes."""
+    values = sum(math.prod(o.shape) for o in program.outputs)
+    return min(MAX_PROOF_SAMPLES, max(PROOF_SAMPLES, -(-PROOF_VALUES // max(values, 1))))
 
 
 def scoring(inputs: Inputs) -> list[Batch]:

@@ -17,12 +17,13 @@ from typing import Any, Final
 import torch
 
 from edgekit import __version__
+from edgekit.bench import LatencyStats
 from edgekit.bundle import Bundle, Golden, assemble, check_out, digest, write_golden, write_manifest, write_report
 from edgekit.data import Preprocessing, check_labels, check_range, open_data
 from edgekit.errors import Interrupted, LoweringError, UsageError
 from edgekit.evaluate import Metric, choose_metric, has_classes
 from edgekit.inputs import Inputs, from_data, from_model, scoring
-from edgekit.judge import assess, census, prove, time_files
+from edgekit.judge import Quality, assess, census, prove, time_files
 from edgekit.load import Candidate, load_candidate
 from edgekit.lower import SUFFIX, Job, lower
 from edgekit.recipe import Recipe
@@ -38,14 +39,16 @@ from edgekit.stages.quantize.choose import Settled, settle
 from edgekit.workdir import WorkDir, stage_key
 from edgekit_converters.cleanup import clean
 from edgekit_converters.onnx import opset_of
-from edgekit_converters.parity import output_steps, run_reference
+from edgekit_converters.parity import Proof, output_steps, run_reference
 from edgekit_converters.predict import SavedModel
 from edgekit_converters.program import Program, QuantizedProgram
 from edgekit_converters.store import load_program, save_program
 from edgekit_devices import load_profile
 from edgekit_runtime import contract
 
-GOLDEN_SAMPLES: Final = 4
+GOLDEN_SAMPLES: Final = 32
+# The golden inputs travel to every device.
+GOLDEN_BYTES: Final = 4_000_000
 TIMING_SECONDS: Final = 10.0
 MINIMUM_RUNTIME: Final = {"onnx": "1.17.0", "tflite": "2.14.0", "coreml": "17.0"}
 
@@ -138,7 +141,7 @@ def _run(request: Request, progress: Progress) -> Bundle:
         latency=latency.get("onnx float"),
     )
     results = [
-        _result(name, saved, proofs[name], quality[name], metric.drop(value, quality[name].metric), latency)
+        _result(name, saved, proofs[name], quality[name], latency)
         for name, saved in files.items()
     ]
     with clock.stage("bundle"):
@@ -299,9 +302,11 @@ def write_bundle(
 def _golden(program: QuantizedProgram, inputs: Inputs, results: Sequence[ArtifactResult]) -> Golden:
     reference = run_reference(program, inputs.proof)
     loosest = max(r.proof.max_allowed for r in results if r.proof)
+    sample_bytes = sum(a[:1].nbytes for a in (*inputs.proof, *reference))
+    n = max(2, min(GOLDEN_SAMPLES, GOLDEN_BYTES // sample_bytes))
     return Golden(
-        inputs=tuple(x[:GOLDEN_SAMPLES] for x in inputs.proof),
-        outputs=tuple(y[:GOLDEN_SAMPLES] for y in reference),
+        inputs=tuple(x[:n] for x in inputs.proof),
+        outputs=tuple(y[:n] for y in reference),
         step=output_steps(program, reference),
         tolerance_steps=tuple(loosest for _ in reference),
     )
@@ -366,7 +371,7 @@ def _artifact(saved: SavedModel, recipe: Recipe) -> contract.Artifact:
 
 
 def _result(
-    name: str, saved: SavedModel, proof: Any, quality: Any, drop: float, latency: Mapping[str, Any]
+    name: str, saved: SavedModel, proof: Proof, quality: Quality, latency: Mapping[str, LatencyStats]
 ) -> ArtifactResult:
     counted = census(name, saved.path)
     twin = saved.path.with_name(f"float{SUFFIX[name]}")
@@ -376,7 +381,7 @@ def _result(
         size_bytes=digest(saved.path).size_bytes,
         proof=proof,
         metric=quality.metric,
-        drop=drop,
+        drop=quality.drop,
         agreement=quality.agreement,
         snr_db=quality.snr_db,
         latency=latency.get(name),

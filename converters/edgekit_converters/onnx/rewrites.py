@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 SHIFT: Final = 128
 FUSED_BEFORE_CLAMP: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "Add", "Mul", "GlobalAveragePool"})
+FUSED_WEIGHTS: Final = frozenset({"Conv", "Gemm", "MatMul"})
 BIASED: Final = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 
@@ -113,6 +114,30 @@ def _clamp_limits(clamp: ir.Node) -> tuple[float, float]:
     ends = [float(_array(v).reshape(())) if v is not None else None for v in clamp.inputs[1:3]]
     low, high = (*ends, None, None)[:2]
     return float("-inf") if low is None else low, float("inf") if high is None else high
+
+
+def plain_float_weights(model: ir.Model) -> None:
+    """int8 weights of float ops: `Cast → Mul` instead of DequantizeLinear.
+
+    ONNX Runtime keeps every DequantizeLinear for its QDQ fusions and would dequantize at each call; Cast and Mul of
+    constants it folds when the model is loaded, so the op runs at the speed of float and the file keeps its size.
+    """
+    for node in list(model.graph):
+        if not (_is_dq(node) and _is_weight(node)) or node.inputs[0].const_value is None:
+            continue
+        readers = [use.node for use in node.outputs[0].uses()]
+        if all(r.op_type in FUSED_WEIGHTS and _is_dq(r.inputs[0].producer()) for r in readers):
+            continue
+        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
+        scale = _array(node.inputs[1])
+        shape = [1] * len(node.inputs[0].const_value.shape)
+        shape[axis] = -1
+        name = node.outputs[0].name
+        cast = ir.node("Cast", [node.inputs[0]], attributes={"to": int(ir.DataType.FLOAT)})
+        cast.outputs[0].name, cast.outputs[0].dtype = f"{name}_cast", ir.DataType.FLOAT
+        mul = ir.node("Mul", [cast.outputs[0], _initializer(model, f"{name}_scale", scale.reshape(shape))])
+        _replace(model, node, [cast, mul])
+    _drop_unused(model)
 
 
 def mean_to_global_pool(model: ir.Model) -> None:
@@ -371,6 +396,7 @@ REWRITES: Final[tuple[Callable[[Any], None], ...]] = (
     linear_as_gemm,
     push_reshapes_after_quantize,
     clamp_in_integers,
+    plain_float_weights,
     quantize_biases,
     shift_to_uint8,
     drop_unused,

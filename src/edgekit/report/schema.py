@@ -11,6 +11,7 @@ from edgekit.bench import LatencyStats
 from edgekit.errors import LoweringError
 from edgekit.recipe import Budget
 from edgekit.report import numbers
+from edgekit_converters.parity import Proof
 
 __all__ = [
     "ArtifactResult",
@@ -48,34 +49,6 @@ class Baseline:
     macs: int
     size_bytes: int
     latency: LatencyStats | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """How the saved file compares with the quantized torch reference, in steps of the output grid.
-
-    Attributes:
-        reference: what read the file back: "LiteRT 2.3.0", "ONNX Runtime 1.31.1".
-        n: inputs compared.
-        max_steps: largest difference.
-        p999_steps: 99.9th percentile of the differences.
-        equal: share of equal values, 0 to 1.
-        max_allowed: bound on `max_steps`.
-        p999_allowed: bound on `p999_steps`.
-    """
-
-    reference: str
-    n: int
-    max_steps: float
-    p999_steps: float
-    equal: float
-    max_allowed: float = 2.0
-    p999_allowed: float = 1.0
-
-    @property
-    def holds(self) -> bool:
-        """Both bounds hold; NaN holds nothing."""
-        return self.max_steps <= self.max_allowed and self.p999_steps <= self.p999_allowed
 
 
 @dataclass(frozen=True, slots=True)

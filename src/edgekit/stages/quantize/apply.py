@@ -38,11 +38,22 @@ class Observed:
     weight_bits: int
 
 
-def observe(program: Program, *, keep_float: Iterable[str] = (), weight_bits: int = 8) -> Observed:
-    """Plan the grid of a cleaned program and put observers in; the argument is not changed."""
+def observe(
+    program: Program, *, keep_float: Iterable[str] = (), weight_bits: int = 8, weights_only: bool = False
+) -> Observed:
+    """Plan the grid of a cleaned program and put observers in.
+
+    Args:
+        program: is not changed.
+        keep_float: glob patterns of layers that stay float32.
+        weight_bits: 8 or 7.
+        weights_only: int8 weights, float compute: the same weight integers, no grid for activations.
+    """
     graph = copy.deepcopy(program.graph)
     lift_scalars(graph)
     plan = make_plan(graph, keep_float=keep_float)
+    if weights_only:
+        plan = plan.of_weights()
     prepared = prepare_pt2e(copy.deepcopy(graph), GridQuantizer(plan, weight_bits=weight_bits))
     return Observed(replace(program, graph=graph), plan, prepared, weight_bits)
 
@@ -61,7 +72,9 @@ def calibrate(observed: Observed, batches: Iterable[tuple[torch.Tensor, ...]]) -
     return seen
 
 
-def convert(observed: Observed, *, method: str = "minmax", percentile: float = PERCENTILE) -> QuantizedProgram:
+def convert(
+    observed: Observed, *, method: str = "minmax", percentile: float = PERCENTILE
+) -> QuantizedProgram:
     """Read the observers by `method` and build the quantized program; may be called many times.
 
     Args:
@@ -106,7 +119,6 @@ def _output_grids(graph: GraphModule) -> tuple[Grid | None, ...]:
     outputs = graph.graph.output_node().args[0]
     assert isinstance(outputs, (tuple, list))
     return tuple(
-        _grid_of(o) if isinstance(o, Node) and o.target is qd.dequantize_per_tensor.default else None for o in outputs
+        _grid_of(o) if isinstance(o, Node) and o.target is qd.dequantize_per_tensor.default else None
+        for o in outputs
     )
-
-

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from edgekit.evaluate import Metric
-from edgekit.inputs import Inputs, scoring
+from edgekit.inputs import Batch, Inputs, scoring
 from edgekit.recipe import Recipe
 from edgekit.report import LayerResult
-from edgekit.stages.quantize.search import Batch, Choice, search
+from edgekit.stages.quantize.search import Choice, search
 from edgekit.stages.quantize.sensitivity import damage, describe_layers, grids, layer_snr
 from edgekit.workdir import WorkDir, stage_key
 from edgekit_converters.parity import run_reference

@@ -55,6 +55,11 @@ class GridPlan:
     seeds: frozenset[str]
     kept_float: Mapping[str, str]
 
+    def of_weights(self) -> GridPlan:
+        """The same weights on the grid and nothing else."""
+        float_ops = {name: "int8 weights, float compute" for name in self.seeds}
+        return GridPlan({}, {}, self.weights, frozenset(), frozenset(), {**self.kept_float, **float_ops})
+
 
 def make_plan(graph: GraphModule, *, keep_float: Iterable[str] = ()) -> GridPlan:
     """Plan the grid of a cleaned float graph.
@@ -69,7 +74,11 @@ def make_plan(graph: GraphModule, *, keep_float: Iterable[str] = ()) -> GridPlan
     nodes = list(graph.graph.nodes)
     keep = tuple(keep_float)
     kept = {n.name: why for n in nodes if n.op == "call_function" and (why := _why_float(graph, n, keep))}
-    seeds = {n.name: RULES[n.target] for n in nodes if n.op == "call_function" and n.name not in kept and _has_rule(n)}
+    seeds = {
+        n.name: RULES[n.target]
+        for n in nodes
+        if n.op == "call_function" and n.name not in kept and _has_rule(n)
+    }
     kept |= _demote_islands(nodes, seeds)
     hidden = {n.args[0].name for n in nodes if n.name in seeds and _fuses(n, seeds)}
 
@@ -87,7 +96,9 @@ def make_plan(graph: GraphModule, *, keep_float: Iterable[str] = ()) -> GridPlan
         for n in nodes
         if n.name in group and seeds.get(n.name) is Kind.FIXED
     }
-    weights = {n.name: (_weight(n).name, WEIGHT_AXIS[n.target]) for n in nodes if seeds.get(n.name) is Kind.WEIGHTED}
+    weights = {
+        n.name: (_weight(n).name, WEIGHT_AXIS[n.target]) for n in nodes if seeds.get(n.name) is Kind.WEIGHTED
+    }
     weights |= _recurrent_weights(nodes, keep)
     constants = frozenset(
         (a.name, n.name)
@@ -214,14 +225,20 @@ def _weight(node: Node) -> Node:
 
 def _weight_is_constant(graph: GraphModule, node: Node) -> bool:
     weight = node.args[1]
-    return isinstance(weight, Node) and weight.op == "get_attr" and _constant(graph, weight).dtype == torch.float32
+    return (
+        isinstance(weight, Node)
+        and weight.op == "get_attr"
+        and _constant(graph, weight).dtype == torch.float32
+    )
 
 
 def _recurrent_weights(nodes: list[Node], keep: tuple[str, ...]) -> dict[str, tuple[str, int]]:
     """One entry per weight matrix of a recurrent cell; rows of `W_ih` and `W_hh` are the channels."""
     found: dict[str, tuple[str, int]] = {}
     for n in nodes:
-        if n.target not in RECURRENT or any(fnmatchcase(n.name, p) or fnmatchcase(layer_name(n), p) for p in keep):
+        if n.target not in RECURRENT or any(
+            fnmatchcase(n.name, p) or fnmatchcase(layer_name(n), p) for p in keep
+        ):
             continue
         params = next(a for a in n.args[1:] if isinstance(a, (list, tuple)) and len(a) >= 4)
         for i, w in enumerate(p for p in params if isinstance(p, Node) and p.meta["val"].dim() == 2):
@@ -239,7 +256,9 @@ def _fuses(node: Node, seeds: Mapping[str, Kind]) -> bool:
 
 def _join_shared(nodes: list[Node], seeds: Mapping[str, Kind], hidden: set[str]) -> dict[str, str]:
     """Union-find over tensors that must share one grid; every float activation appears, hidden ones do not."""
-    parent = {n.name: n.name for n in nodes if is_float_tensor(n) and n.op != "get_attr" and n.name not in hidden}
+    parent = {
+        n.name: n.name for n in nodes if is_float_tensor(n) and n.op != "get_attr" and n.name not in hidden
+    }
 
     def find(name: str) -> str:
         while parent[name] != name:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from edgekit.evaluate import Agreement, SignalToNoise
+from edgekit.inputs import Batch
 from edgekit.recipe import Quantize
 from edgekit.stages.quantize.apply import Observed, calibrate, convert, observe
 from edgekit.stages.quantize.bias import round_biases
@@ -16,7 +17,6 @@ from edgekit.stages.quantize.correct import correct_biases
 from edgekit.stages.quantize.equalize import equalize
 from edgekit_converters.program import Program, QuantizedProgram
 
-Batch = tuple[torch.Tensor, ...]
 Batches = Sequence[Batch]
 
 
