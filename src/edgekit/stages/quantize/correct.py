@@ -27,9 +27,9 @@ _SPACE: Final = {op: 1 if "1d" in str(op) else 2 for op in WEIGHT_AXIS if op is 
 def correct_biases(quantized_graph: GraphModule, float_graph: GraphModule, batches: Sequence[Batch]) -> int:
     """Give every layer on the grid the mean output that it has in float32, per channel, in place.
 
-    All batches pass through the quantized graph together, node by node; what waits for a later reader waits as
-    int8. A few dozen samples suffice, and they should not be those on which the result is judged. Biases leave
-    their int32 grid: `round_biases` has to follow.
+    All batches pass through the quantized graph together, node by node; what waits for a later reader waits
+    as int8. A few dozen samples suffice, and they should not be those on which the result is judged. Biases
+    leave their int32 grid: `round_biases` has to follow.
 
     Args:
         quantized_graph: converted graph; its layers carry the names that they have in `float_graph`.
@@ -91,8 +91,9 @@ def _run_without_grad(graph: GraphModule, node: Node, inputs: dict[Node, Any]) -
 def _trusted(differences: torch.Tensor) -> torch.Tensor:
     """Mean of `[samples, channels]` over the samples, less what may be chance, float32 `[channels]`.
 
-    Each mean is multiplied by `max(0, 1 - se² / mean²)`, the positive-part James-Stein factor of a single mean:
-    a shift that stands clear of its standard error `se` is kept, the noise of a few samples is not learned.
+    Each mean is multiplied by `max(0, 1 - se² / mean²)`, the positive-part James-Stein factor of a single
+    mean: a shift that stands clear of its standard error `se` is kept, the noise of a few samples is not
+    learned.
     """
     mean = differences.mean(dim=0)
     if differences.shape[0] < 2:
