@@ -56,6 +56,18 @@ class Branches(nn.Module):
         return self.last(torch.cat([self.up(small), near], 1)), smooth
 
 
+class Windows(nn.Module):
+    """Reshapes through six axes, of which Core ML has five."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).reshape(1, 4, 4, 4, 4, 4).transpose(3, 4).reshape(1, 4, 16, 16)
+        return self.b(x)
+
+
 class Recurrent(nn.Module):
     def __init__(
         self, kind: str, *, layers: int = 2, bidirectional: bool = True, batch_first: bool = True
@@ -110,6 +122,7 @@ STATE = torch.full((1, 1, 6), 0.5)
 IMAGE = (torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1)),)
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...], tuple[str, ...]]] = {
     "residual": (ConvResidual, IMAGE, ("x",)),
+    "windows": (Windows, IMAGE, ("x",)),
     "branches": (Branches, IMAGE, ("picture",)),
     "linear": (lambda: nn.Sequential(nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 3)), SEQUENCE, ("v",)),
     "bidirectional lstm": (lambda: Recurrent("LSTM"), SEQUENCE, ("x",)),
@@ -189,6 +202,12 @@ def test_an_lstm_is_one_op_a_layer_whichever_the_directions(saved: Callable[[str
 def test_a_long_gru_becomes_a_loop_and_a_short_one_does_not(saved: Callable[[str], Path]) -> None:
     for name, loops in (("long gru", 2), ("bidirectional gru", 0)):
         assert CoreMLReference(saved(name)).ops()["while_loop"] == loops
+
+
+def test_nothing_is_requantized_between_moves(saved: Callable[[str], Path]) -> None:
+    ops = CoreMLReference(saved("windows")).ops()
+    # Input, first convolution, what is moved, second convolution.
+    assert ops["quantize"] == ops["dequantize"] == 4
 
 
 def digest(package: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Collection
 from functools import cache
@@ -12,19 +11,12 @@ from typing import Any
 import torch
 from torch._decomp import decomposition_table
 from torch.export import ExportedProgram
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, Node
 
+from edgekit_converters.coreml.rewrite import join_moves, spell_out_defaults, with_outputs_of_their_own
 from edgekit_converters.errors import LoweringError
 from edgekit_converters.program import Program
 
-aten = torch.ops.aten
-POOLS = (aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default)
-ALL_DEFAULTS = (
-    aten.conv_transpose1d.default,
-    aten.conv_transpose2d.input,
-    aten.conv_transpose3d.input,
-    aten.cosine_similarity.default,
-)
 TORCH = Path(torch.__file__).parent
 WAY_OUT = (
     "Replace the op in the model by supported ones, keep it outside of the exported model, "
@@ -49,7 +41,7 @@ def capture(program: Program, supported: Collection[str]) -> ExportedProgram:
     Raises:
         LoweringError: an op has no conversion and no decomposition into ops that have one.
     """
-    graph = _with_outputs_of_their_own(program.graph)
+    graph = with_outputs_of_their_own(program.graph)
     exported = torch.export.export(graph, program.example).run_decompositions({})
     asked = _unsupported(exported.graph, supported)
     if asked:
@@ -66,7 +58,8 @@ def capture(program: Program, supported: Collection[str]) -> ExportedProgram:
             why="coremltools has no conversion for it, nor for what PyTorch decomposes it into",
             way_out=WAY_OUT,
         )
-    _spell_out(exported.graph)
+    spell_out_defaults(exported.graph)
+    join_moves(exported.graph)
     return exported
 
 
@@ -82,38 +75,6 @@ def can_decompose(kind: str, exported: ExportedProgram) -> bool:
 def _decompositions() -> dict[Any, Any]:
     # PyTorch counts some ops as elementary (bilinear resizing, padding) that it can decompose all the same.
     return {**decomposition_table, **torch.export.default_decompositions()}
-
-
-def _with_outputs_of_their_own(module: GraphModule) -> GraphModule:
-    """Copies outputs that are inputs, constants or other outputs too; in Core ML one name is one tensor."""
-    output = next(n for n in module.graph.nodes if n.op == "output")
-    returned = output.args[0] if isinstance(output.args[0], (tuple, list)) else (output.args[0],)
-    shared = [i for i, n in enumerate(returned) if n.op != "call_function" or n in returned[:i]]
-    if not shared:
-        return module
-    module = GraphModule(module, copy.deepcopy(module.graph))
-    output = next(n for n in module.graph.nodes if n.op == "output")
-    own = list(output.args[0])
-    with module.graph.inserting_before(output):
-        for index in shared:
-            own[index] = module.graph.call_function(aten.clone.default, (own[index],))
-            own[index].meta["val"] = returned[index].meta.get("val")
-    output.args = (tuple(own),)
-    module.recompile()
-    return module
-
-
-def _spell_out(graph: Graph) -> None:
-    """Writes out default arguments that coremltools counts on."""
-    for node in graph.nodes:
-        if node.target in POOLS and not (node.args[2:3] and node.args[2]):
-            # A pool without a stride steps by its kernel.
-            node.args = (*node.args[:2], node.args[1], *node.args[3:])
-        elif node.target in ALL_DEFAULTS:
-            schema = node.target._schema.arguments
-            given = len(node.args)
-            node.args = (*node.args, *(node.kwargs.get(a.name, a.default_value) for a in schema[given:]))
-            node.kwargs = {}
 
 
 def op_kind(target: Any) -> str:

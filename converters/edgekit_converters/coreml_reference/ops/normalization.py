@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from edgekit_converters.coreml_reference.ops.arguments import Tensor, along, integer, ints, number
+from edgekit_converters.coreml_reference.ops.arguments import Tensor, integer, ints, number
 
 
 def batch_norm(
@@ -25,10 +25,7 @@ def instance_norm(
     x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: Tensor | None = None
 ) -> Tensor:
     """Each channel of each sample to mean 0 and variance 1, then scaled and shifted."""
-    axes = tuple(range(2, x.ndim))
-    result = _standardized(x, axes, number(epsilon, 1e-5))
-    result = result if gamma is None else result * along(gamma, 1, x.ndim)
-    return result if beta is None else result + along(beta, 1, x.ndim)
+    return F.instance_norm(x, weight=gamma, bias=beta, eps=number(epsilon, 1e-5))
 
 
 def layer_norm(
