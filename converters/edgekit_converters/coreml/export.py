@@ -42,7 +42,12 @@ def export_coreml(program: QuantizedProgram, path: Path) -> None:
 
 def _lower(coremltools: Any, program: Program, supported: set[str]) -> Any:
     """Converts; an op whose conversion fails on its arguments is decomposed, and all begins anew."""
-    exported = capture(program, supported)
+    try:
+        exported = capture(program, supported)
+    except LoweringError:
+        raise
+    except Exception as error:  # torch.export has no common error either
+        raise _lowering_error(error, None) from error
     while True:
         try:
             return _convert(coremltools, exported, program)
@@ -92,10 +97,11 @@ def _kind_in_conversion(error: Exception) -> str:
     return converted.kind if converted is not None else ""
 
 
-def _lowering_error(error: Exception, exported: ExportedProgram) -> LoweringError:
+def _lowering_error(error: Exception, exported: ExportedProgram | None) -> LoweringError:
     converted = _node_in_conversion(error)
     name = converted.name if converted is not None else None
-    node = next((n for n in exported.graph.nodes if n.name == name), None)
+    nodes = exported.graph.nodes if exported is not None else ()
+    node = next((n for n in nodes if n.name == name), None)
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return LoweringError(
         format="coreml",
