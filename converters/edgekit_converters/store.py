@@ -85,14 +85,13 @@ def capture(program: Program) -> torch.export.ExportedProgram:
     return torch.export.export(program.graph, args, dynamic_shapes=shapes)
 
 
-def batched(program: Program) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
-    """Example inputs at batch two (one would be specialised to a constant) and their dynamic shapes by name."""
+def batched(program: Program) -> tuple[tuple[torch.Tensor, ...], tuple[dict[int, Any], ...]]:
+    """Example inputs at batch two (one would be specialised to a constant) and their dynamic shapes."""
     args = tuple(
         torch.cat([x, x]) if i.batch else x for x, i in zip(program.example, program.inputs, strict=True)
     )
     batch = torch.export.Dim("batch", min=1)
-    names = [n.name for n in program.graph.graph.find_nodes(op="placeholder")]
-    return args, {name: {0: batch} if i.batch else {} for name, i in zip(names, program.inputs, strict=True)}
+    return args, tuple({0: batch} if i.batch else {} for i in program.inputs)
 
 
 def _info(meta: dict[str, Any]) -> TensorInfo:

@@ -108,6 +108,7 @@ class Artifact:
         input_grids: one per input of the manifest, None where it is an index or stays float.
         output_grids: one per output of the manifest.
         input_layout: "nchw": axes as in the manifest; "nhwc": inputs of rank 4 have their channels last.
+        golden: file with the vectors of the self-test; artifacts that compute alike share one.
     """
 
     format: str
@@ -118,10 +119,12 @@ class Artifact:
     input_grids: tuple[Grid | None, ...]
     output_grids: tuple[Grid | None, ...]
     input_layout: str = "nchw"
+    golden: str = "golden.npz"
 
     def __post_init__(self) -> None:
         check_choice("format", self.format, FORMATS)
         check_file("file", self.file)
+        check_file("golden", self.golden)
         if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
             raise ContractError("sha256", show(self.sha256), "64 lower-case hexadecimal digits")
         check_whole("size_bytes", self.size_bytes, 1, 2**53)
@@ -296,6 +299,7 @@ def _artifact_tree(artifact: Artifact) -> dict[str, Any]:
         "input_grids": [_grid_tree(grid) for grid in artifact.input_grids],
         "output_grids": [_grid_tree(grid) for grid in artifact.output_grids],
         "input_layout": artifact.input_layout,
+        "golden": artifact.golden,
     }
 
 
@@ -315,7 +319,7 @@ def _read_grid(value: object, path: str) -> Grid | None:
 
 
 def _read_artifact(value: object, path: str) -> Artifact:
-    texts = ("format", "file", "sha256", "io_dtype", "input_layout")
+    texts = ("format", "file", "sha256", "io_dtype", "input_layout", "golden")
     fields = Fields(value, path, required=(*texts, "size_bytes", "input_grids", "output_grids"))
     text = {key: fields.text(key) for key in texts}
     size = fields.whole("size_bytes")

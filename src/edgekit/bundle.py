@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 MANIFEST, GOLDEN, REPORT, REPORT_HTML = "manifest.json", "golden.npz", "report.json", "report.html"
-_OWN_FILES = frozenset({MANIFEST, GOLDEN, REPORT, REPORT_HTML})
+_OWN_FILES = frozenset({MANIFEST, GOLDEN, "golden-weights.npz", REPORT, REPORT_HTML})
 # Room that ran out, by device, by quota, or by a limit on the length of a file.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REWRITE = "Copy the bundle again, or write it anew with `edgekit compress`."
@@ -127,9 +127,10 @@ class Bundle:
             )
         return self.path / artifact.file
 
-    def golden(self) -> Golden:
-        """Return the vectors of the self-test."""
-        return read_golden(self.path / GOLDEN)
+    def golden(self, name: str) -> Golden:
+        """Return the vectors of the self-test of the format `name`."""
+        artifact = self.manifest.artifact(name)
+        return read_golden(self.path / (artifact.golden if artifact else GOLDEN))
 
 
 def digest(path: Path) -> Digest:
@@ -227,8 +228,8 @@ def write_report(folder: Path, report: Mapping[str, Any], html: str) -> None:
     (folder / REPORT_HTML).write_bytes(html.encode())
 
 
-def write_golden(folder: Path, golden: Golden) -> None:
-    """Write `golden.npz`: `input_0`, …, `output_0`, …, `step`, `tolerance_steps`; no times, no pickle."""
+def write_golden(folder: Path, golden: Golden, name: str = GOLDEN) -> None:
+    """Write golden vectors: `input_0`, …, `output_0`, …, `step`, `tolerance_steps`; no times, no pickle."""
     arrays = {
         **{f"input_{index}": array for index, array in enumerate(golden.inputs)},
         **{f"output_{index}": array for index, array in enumerate(golden.outputs)},
@@ -236,7 +237,7 @@ def write_golden(folder: Path, golden: Golden) -> None:
         "tolerance_steps": np.asarray(golden.tolerance_steps, np.float64),
     }
     # Compressed bytes differ between versions of zlib; stored ones do not.
-    with zipfile.ZipFile(folder / GOLDEN, "w", zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(folder / name, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(arrays):
             buffer = io.BytesIO()
             np.save(buffer, np.ascontiguousarray(arrays[name]), allow_pickle=False)
@@ -246,7 +247,7 @@ def write_golden(folder: Path, golden: Golden) -> None:
 
 
 def read_golden(path: Path) -> Golden:
-    """Read `golden.npz`.
+    """Read golden vectors.
 
     Raises:
         UsageError: it is missing or not what `write_golden` writes.

@@ -6,7 +6,9 @@ Each stage takes what the one before it gave and reaches back to nothing. Stages
 
 from __future__ import annotations
 
+import math
 import platform
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,11 +25,12 @@ from edgekit.data import Preprocessing, check_labels, check_range, open_data
 from edgekit.errors import Interrupted, LoweringError, UsageError
 from edgekit.evaluate import Metric, choose_metric, has_classes
 from edgekit.inputs import Inputs, from_data, from_model, scoring
-from edgekit.judge import Quality, assess, census, prove, time_files
+from edgekit.judge import TIMED, Quality, assess, census, prove, time_files
 from edgekit.load import Candidate, load_candidate
 from edgekit.lower import SUFFIX, Job, lower
 from edgekit.recipe import Recipe
 from edgekit.report import (
+    SLOWER,
     ArtifactResult,
     Baseline,
     Provenance,
@@ -35,7 +38,7 @@ from edgekit.report import (
     build_report,
     render_html,
 )
-from edgekit.stages.quantize.choose import Settled, settle
+from edgekit.stages.quantize.choose import STATIC, WEIGHTS, Settled, Variant, settle
 from edgekit.workdir import WorkDir, stage_key
 from edgekit_converters.cleanup import clean
 from edgekit_converters.onnx import opset_of
@@ -46,6 +49,7 @@ from edgekit_converters.store import load_program, save_program
 from edgekit_devices import load_profile
 from edgekit_runtime import contract
 
+GOLDEN_FILES: Final = {STATIC: "golden.npz", WEIGHTS: "golden-weights.npz"}
 GOLDEN_SAMPLES: Final = 32
 # The golden inputs travel to every device.
 GOLDEN_BYTES: Final = 4_000_000
@@ -121,16 +125,14 @@ def _run(request: Request, progress: Progress) -> Bundle:
     with clock.stage("quantize") as notes:
         settled = settle(program, inputs, recipe, metric, work, candidate.sha256, step=clock.detail)
         notes.extend(settled.notes)
-    with clock.stage("lower"):
-        files, failures = write_files(settled, candidate, recipe, work, step=clock.detail)
-    if not files:
+    judged, failures = judge_files(STATIC, recipe.formats, settled, candidate, inputs, metric, recipe, work, clock)
+    slow = [name for name, j in judged.items() if j.slower and not recipe.budget.allow_slower]
+    if slow:
+        again, _ = judge_files(WEIGHTS, slow, settled, candidate, inputs, metric, recipe, work, clock)
+        judged |= {name: j for name, j in again.items() if j.faster_than(judged[name])}
+    if not judged:
         raise next(iter(failures))
-    with clock.stage("prove"):
-        proofs = prove(settled.program, files, inputs.proof)
-    with clock.stage("evaluate"):
-        value, n, quality = assess(candidate.program, files, inputs, metric, step=clock.detail)
-    with clock.stage("time"):
-        latency = time_files(timed_files(files), max_seconds=TIMING_SECONDS)
+    value, n, latency = float_baseline(judged)
     baseline = Baseline(
         metric=metric.name,
         value=value,
@@ -138,18 +140,88 @@ def _run(request: Request, progress: Progress) -> Bundle:
         params=candidate.params,
         macs=sum(layer.macs for layer in settled.layers),
         size_bytes=4 * candidate.params,
-        latency=latency.get("onnx float"),
+        latency=latency,
     )
-    results = [
-        _result(name, saved, proofs[name], quality[name], latency)
-        for name, saved in files.items()
-    ]
     with clock.stage("bundle"):
         bundle = write_bundle(
-            request, recipe, candidate, settled, inputs, files, baseline, results, tuple(failures), clock.results()
+            request, recipe, candidate, settled, inputs, judged, baseline, tuple(failures), clock.results()
         )
     work.remove()
     return bundle
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A saved file with everything that was measured on it.
+
+    Attributes:
+        saved: the file.
+        variant: how it was lowered.
+        proof: against the quantized reference.
+        quality: against the float model.
+        latency: of the file, None where it cannot be timed here.
+        float_latency: of its float twin.
+        baseline: metric of the float model and number of inputs.
+    """
+
+    saved: SavedModel
+    variant: Variant
+    proof: Proof
+    quality: Quality
+    latency: LatencyStats | None
+    float_latency: LatencyStats | None
+    baseline: tuple[float, int]
+
+    @property
+    def slower(self) -> bool:
+        """More than 5% slower than its float twin."""
+        both = self.latency is not None and self.float_latency is not None
+        return both and self.latency.p50_ms > SLOWER * self.float_latency.p50_ms  # type: ignore[union-attr]
+
+    def faster_than(self, other: Judged) -> bool:
+        """Relative to the float twin of the same rounds; the machine may have changed between two timings."""
+        ratios = [
+            j.latency.p50_ms / j.float_latency.p50_ms if j.latency and j.float_latency else math.inf
+            for j in (self, other)
+        ]
+        return ratios[0] < ratios[1]
+
+
+def judge_files(
+    variant_name: str,
+    formats: Sequence[str],
+    settled: Settled,
+    candidate: Candidate,
+    inputs: Inputs,
+    metric: Metric,
+    recipe: Recipe,
+    work: WorkDir,
+    clock: _Clock,
+) -> tuple[dict[str, Judged], list[LoweringError]]:
+    """Lower one variant to some formats, prove every file, measure it, and time it beside its float twin."""
+    variant = settled.variants[variant_name]
+    with clock.stage("lower"):
+        files, failures = write_files(variant, formats, settled.key, candidate, recipe, work, step=clock.detail)
+    with clock.stage("prove"):
+        proofs = prove(variant.program, files, inputs.proof)
+    with clock.stage("evaluate"):
+        value, n, quality = assess(candidate.program, files, inputs, metric, step=clock.detail)
+    with clock.stage("time"):
+        latency = time_files(timed_files(files), max_seconds=TIMING_SECONDS)
+    judged = {
+        name: Judged(
+            saved, variant, proofs[name], quality[name], latency.get(name), latency.get(f"{name} float"), (value, n)
+        )
+        for name, saved in files.items()
+    }
+    return judged, failures
+
+
+def float_baseline(judged: Mapping[str, Judged]) -> tuple[float, int, LatencyStats | None]:
+    """Metric of the float model, number of inputs, and its latency in the first runtime that has one."""
+    first = next(iter(judged.values()))
+    latency = next((j.float_latency for j in judged.values() if j.float_latency), None)
+    return (*first.baseline, latency)
 
 
 def load(request: Request) -> Candidate:
@@ -203,30 +275,34 @@ def metric_for(recipe: Recipe, inputs: Inputs, program: Program) -> Metric:
 
 
 def write_files(
-    settled: Settled, candidate: Candidate, recipe: Recipe, work: WorkDir, *, step: Callable[[str], None]
+    variant: Variant,
+    formats: Sequence[str],
+    settled_key: str,
+    candidate: Candidate,
+    recipe: Recipe,
+    work: WorkDir,
+    *,
+    step: Callable[[str], None],
 ) -> tuple[dict[str, SavedModel], list[LoweringError]]:
     """Every format and, for those that can be timed here, its float twin."""
-    key = stage_key("lower", settled.key, sorted(recipe.formats), recipe.layout, recipe.io, _versions())
-    failures: list[LoweringError] = []
+    key = stage_key("lower", settled_key, variant.name, sorted(formats), recipe.layout, recipe.io, _versions())
 
     def make(folder: Path) -> dict[str, Any]:
         twin = folder / "float.pt2"
         save_program(candidate.program, twin)
-        jobs = [_job(name, settled.archive, folder / f"model{SUFFIX[name]}", recipe) for name in recipe.formats]
+        jobs = [_job(name, variant.archive, folder / f"model{SUFFIX[name]}", recipe) for name in formats]
         jobs += [
-            _job(name, twin, folder / f"float{SUFFIX[name]}", recipe)
-            for name in recipe.formats
-            if name in {"onnx", "tflite"}
+            _job(name, twin, folder / f"float{SUFFIX[name]}", recipe) for name in formats if name in TIMED
         ]
-        step(", ".join(recipe.formats))
+        step(", ".join(formats))
         failed = lower(jobs, original=candidate.program)
         fields = ("format", "op", "where", "why", "way_out")
         errors = [e for out, e in failed.items() if out.stem == "model"]
         return {"failures": [{f: getattr(e, f) for f in fields} for e in errors]}
 
     folder, facts, _ = work.stage("lower", key, make)
-    failures.extend(LoweringError(**f) for f in facts["failures"])
-    program = settled.program
+    failures = [LoweringError(**f) for f in facts["failures"]]
+    program = variant.program
     files = {
         name: SavedModel(
             name,
@@ -237,7 +313,7 @@ def write_files(
             program.output_grids,
             layout=recipe.layout if name == "tflite" else "nchw",
         )
-        for name in recipe.formats
+        for name in formats
         if name not in {f.format for f in failures}
     }
     return files, failures
@@ -247,7 +323,7 @@ def timed_files(files: Mapping[str, SavedModel]) -> dict[str, Path]:
     """What is timed side by side: each file and its float twin, where the twin could be made."""
     timed: dict[str, Path] = {}
     for name, saved in files.items():
-        if name in {"onnx", "tflite"}:
+        if name in TIMED:
             timed[name] = saved.path
             twin = saved.path.with_name(f"float{SUFFIX[name]}")
             if twin.exists():
@@ -261,9 +337,8 @@ def write_bundle(
     candidate: Candidate,
     settled: Settled,
     inputs: Inputs,
-    files: Mapping[str, SavedModel],
+    judged: Mapping[str, Judged],
     baseline: Baseline,
-    results: Sequence[ArtifactResult],
     failures: Sequence[LoweringError],
     stages: Sequence[StageResult],
 ) -> Bundle:
@@ -281,7 +356,7 @@ def write_bundle(
         name=name,
         version=recipe.model.version,
         baseline=baseline,
-        artifacts=results,
+        artifacts=[_result(j) for j in judged.values()],
         layers=settled.layers,
         stages=stages,
         budget=recipe.budget,
@@ -290,37 +365,39 @@ def write_bundle(
         failures=failures,
     )
     with assemble(request.out) as folder:
-        for saved in files.values():
-            saved.path.rename(folder / saved.path.name)
-        placed = {n: replace(s, path=folder / s.path.name) for n, s in files.items()}
-        write_manifest(folder, _manifest(name, recipe, settled.program, placed, inputs, provenance))
-        write_golden(folder, _golden(settled.program, inputs, results))
+        for j in judged.values():
+            _copy(j.saved.path, folder / j.saved.path.name)
+        write_manifest(folder, _manifest(name, recipe, judged, inputs, provenance))
+        for variant in {j.variant.name: j.variant for j in judged.values()}.values():
+            allowed = max(j.proof.max_allowed for j in judged.values() if j.variant is variant)
+            write_golden(folder, _golden(variant.program, inputs, allowed), GOLDEN_FILES[variant.name])
         write_report(folder, report, render_html(report))
     return Bundle.open(request.out)
 
 
-def _golden(program: QuantizedProgram, inputs: Inputs, results: Sequence[ArtifactResult]) -> Golden:
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copyfile(source, target)
+
+
+def _golden(program: QuantizedProgram, inputs: Inputs, allowed: float) -> Golden:
     reference = run_reference(program, inputs.proof)
-    loosest = max(r.proof.max_allowed for r in results if r.proof)
     sample_bytes = sum(a[:1].nbytes for a in (*inputs.proof, *reference))
     n = max(2, min(GOLDEN_SAMPLES, GOLDEN_BYTES // sample_bytes))
     return Golden(
         inputs=tuple(x[:n] for x in inputs.proof),
         outputs=tuple(y[:n] for y in reference),
         step=output_steps(program, reference),
-        tolerance_steps=tuple(loosest for _ in reference),
+        tolerance_steps=tuple(allowed for _ in reference),
     )
 
 
 def _manifest(
-    name: str,
-    recipe: Recipe,
-    program: QuantizedProgram,
-    files: Mapping[str, SavedModel],
-    inputs: Inputs,
-    provenance: Provenance,
+    name: str, recipe: Recipe, judged: Mapping[str, Judged], inputs: Inputs, provenance: Provenance
 ) -> contract.Manifest:
-    source = program.program
+    source = next(iter(judged.values())).variant.program.program
     specs = [
         tuple(
             contract.TensorSpec(t.name, t.dtype, (-1, *t.shape[1:]) if source.dynamic_batch and t.batch else t.shape)
@@ -328,31 +405,28 @@ def _manifest(
         )
         for side in (source.inputs, source.outputs)
     ]
-    censuses = {n: census(n, s.path) for n, s in files.items()}
+    censuses = {n: census(n, j.saved.path) for n, j in judged.items()}
     return contract.Manifest(
         name=name,
         version=recipe.model.version,
         inputs=specs[0],
         outputs=specs[1],
-        artifacts=tuple(_artifact(s, recipe) for s in files.values()),
+        artifacts=tuple(_artifact(j, recipe) for j in judged.values()),
         task=recipe.model.task,
         labels=recipe.model.labels or inputs.labels,
         preprocessing=dict(recipe.preprocessing),
         compatibility=contract.Compatibility(
-            opset=opset_of(files["onnx"].path) if "onnx" in files else None,
-            minimum_runtime={n: MINIMUM_RUNTIME[n] for n in files},
-            ops={
-                n: tuple(sorted({*c.int8, *c.hybrid, *c.floating, *c.boundary, *c.other}))
-                for n, c in censuses.items()
-                if c is not None
-            },
+            opset=opset_of(judged["onnx"].saved.path) if "onnx" in judged else None,
+            minimum_runtime={n: MINIMUM_RUNTIME[n] for n in judged},
+            ops={n: tuple(sorted(c.all())) for n, c in censuses.items() if c is not None},
         ),
         # Neither the command nor a path: the same model, recipe and data give the same bytes anywhere.
         provenance={k: v for k, v in asdict(provenance).items() if k != "command"},
     )
 
 
-def _artifact(saved: SavedModel, recipe: Recipe) -> contract.Artifact:
+def _artifact(judged: Judged, recipe: Recipe) -> contract.Artifact:
+    saved = judged.saved
     content = digest(saved.path)
     grids = [
         tuple(contract.Grid(g.scale, g.zero_point) if g else None for g in side)
@@ -367,30 +441,36 @@ def _artifact(saved: SavedModel, recipe: Recipe) -> contract.Artifact:
         input_grids=grids[0],
         output_grids=grids[1],
         input_layout=saved.layout,
+        golden=GOLDEN_FILES[judged.variant.name],
     )
 
 
-def _result(
-    name: str, saved: SavedModel, proof: Proof, quality: Quality, latency: Mapping[str, LatencyStats]
-) -> ArtifactResult:
-    counted = census(name, saved.path)
-    twin = saved.path.with_name(f"float{SUFFIX[name]}")
+def _result(judged: Judged) -> ArtifactResult:
+    saved, quality = judged.saved, judged.quality
+    counted = census(saved.format, saved.path)
+    twin = saved.path.with_name(f"float{SUFFIX[saved.format]}")
+    notes = []
+    if saved.format == "coreml":
+        notes.append(f"judged on {quality.n} inputs by the reference evaluator")
+    if judged.variant.name == WEIGHTS:
+        notes.append("integers were slower than float here: int8 weights with float compute, a quarter of the size")
     return ArtifactResult(
-        format=name,
+        format=saved.format,
         file=saved.path.name,
         size_bytes=digest(saved.path).size_bytes,
-        proof=proof,
+        proof=judged.proof,
         metric=quality.metric,
         drop=quality.drop,
         agreement=quality.agreement,
         snr_db=quality.snr_db,
-        latency=latency.get(name),
-        float_latency=latency.get(f"{name} float"),
+        latency=judged.latency,
+        float_latency=judged.float_latency,
         float_size_bytes=digest(twin).size_bytes if twin.exists() else None,
+        lowering=judged.variant.name,
         int8_ops=counted.int8_ops if counted else None,
         float_ops=dict(counted.floating) if counted else {},
-        delegated_partitions=counted.partitions if counted and name == "tflite" else None,
-        notes=(f"judged on {quality.n} inputs by the reference evaluator",) if name == "coreml" else (),
+        delegated_partitions=counted.partitions if counted and saved.format == "tflite" else None,
+        notes=tuple(notes),
     )
 
 

@@ -87,11 +87,11 @@ def prove_artifact(path: Path, name: str) -> Proof:
         LoweringError: the runtime refuses the file.
     """
     bundle = Bundle.open(path)
-    golden = bundle.golden()
+    golden = bundle.golden(name)
     saved = saved_model(bundle, name)
     if len(golden.inputs) != len(saved.inputs) or len(golden.outputs) != len(saved.outputs):
         raise UsageError(
-            f"{path / 'golden.npz'}: {len(golden.inputs)} inputs and {len(golden.outputs)} outputs",
+            f"{path}: golden vectors of {name} have {len(golden.inputs)} inputs and {len(golden.outputs)} outputs",
             expected=f"{len(saved.inputs)} and {len(saved.outputs)}, as in manifest.json",
             way_out="Write the bundle anew with `edgekit compress`.",
         )

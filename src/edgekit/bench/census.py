@@ -33,6 +33,10 @@ class OpCensus:
     partitions: int = 0
     outside: Counter[str] = field(default_factory=Counter)
 
+    def all(self) -> set[str]:
+        """Names of all operators."""
+        return {*self.int8, *self.hybrid, *self.floating, *self.boundary, *self.other}
+
     @property
     def int8_ops(self) -> int:
         """Number of integer kernels."""

@@ -2,6 +2,7 @@
 
 from edgekit.report.html import render_html
 from edgekit.report.schema import (
+    SLOWER,
     ArtifactResult,
     Baseline,
     LayerResult,
@@ -14,6 +15,7 @@ from edgekit.report.schema import (
 from edgekit.report.terminal import summary
 
 __all__ = [
+    "SLOWER",
     "ArtifactResult",
     "Baseline",
     "LayerResult",

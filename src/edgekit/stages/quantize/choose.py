@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +14,7 @@ from edgekit.evaluate import Metric
 from edgekit.inputs import Batch, Inputs, scoring
 from edgekit.recipe import Recipe
 from edgekit.report import LayerResult
+from edgekit.stages.quantize.apply import calibrate, convert, observe
 from edgekit.stages.quantize.search import Choice, search
 from edgekit.stages.quantize.sensitivity import damage, describe_layers, grids, layer_snr
 from edgekit.workdir import WorkDir, stage_key
@@ -28,20 +29,40 @@ ISLANDS: Final = (1, 2, 4)
 DAMAGE_SAMPLES: Final = 4
 
 
+STATIC, WEIGHTS = "static int8", "int8 weights, float compute"
+
+
+FILES: Final = {STATIC: "static.pt2", WEIGHTS: "weights.pt2"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to lower the same weight integers.
+
+    Attributes:
+        name: `STATIC`: activations on the grid too; `WEIGHTS`: float compute, for networks that are bound by call
+            overhead and would be slower in integers.
+        program: read back from its archive.
+        archive: file that converters read.
+    """
+
+    name: str
+    program: QuantizedProgram
+    archive: Path
+
+
 @dataclass(frozen=True)
 class Settled:
     """The quantized program as every later stage sees it: read back from its archive.
 
     Attributes:
-        program: on the grid.
-        archive: file that converters read.
-        key: identifies the archive's content.
+        variants: lowering to its program, see `VARIANTS`.
+        key: identifies the content.
         layers: for the report.
         notes: what was tried.
     """
 
-    program: QuantizedProgram
-    archive: Path
+    variants: Mapping[str, Variant]
     key: str
     layers: tuple[LayerResult, ...]
     notes: tuple[str, ...]
@@ -74,15 +95,30 @@ def settle(
         judged = scoring(inputs)
         choice, notes = _within_budget(program, inputs, recipe, metric, judged, step)
         layers = _layers(choice, recipe, judged, step)
-        save_program(choice.program, folder / "quantized.pt2")
+        save_program(choice.program, folder / FILES[STATIC])
+        save_program(_weights(choice, recipe), folder / FILES[WEIGHTS])
         return {"notes": notes, "layers": [asdict(layer) for layer in layers]}
 
     folder, facts, _ = work.stage("quantize", key, make)
-    archive = folder / "quantized.pt2"
-    quantized = load_program(archive)
-    assert isinstance(quantized, QuantizedProgram)
+    variants = {name: Variant(name, _read(folder / file), folder / file) for name, file in FILES.items()}
     layers = tuple(LayerResult(**layer) for layer in facts["layers"])
-    return Settled(quantized, archive, key, layers, tuple(facts["notes"]))
+    return Settled(variants, key, layers, tuple(facts["notes"]))
+
+
+def _weights(choice: Choice, recipe: Recipe) -> QuantizedProgram:
+    bits = recipe.quantize.weight_bits
+    kept = tuple(recipe.quantize.keep_float)
+    source = choice.observed.program
+    observed = observe(source, keep_float=kept, weight_bits=bits, weights_only=True)
+    # Weights are observed when they are first used; any input will do.
+    calibrate(observed, [source.example])
+    return convert(observed)
+
+
+def _read(archive: Path) -> QuantizedProgram:
+    program = load_program(archive)
+    assert isinstance(program, QuantizedProgram)
+    return program
 
 
 def _within_budget(
