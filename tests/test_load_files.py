@@ -82,6 +82,16 @@ def test_state_dicts_load_bare_wrapped_and_prefixed(tmp_path, factory):
         torch.testing.assert_close(candidate.program.graph(x)[0], network()(x))
 
 
+def test_safetensors_are_weights_too(tmp_path, factory):
+    torch_files = pytest.importorskip("safetensors.torch")
+    torch_files.save_file(network().state_dict(), tmp_path / "w.bin")
+    candidate = load_candidate(tmp_path / "w.bin", factory=f"{factory}:net", input_shapes=[(1, 3)])
+    assert (candidate.form, candidate.params) == ("state dict", 26)
+    assert "--factory" in refusal(tmp_path / "w.bin").way_out
+    (tmp_path / "w.bin").write_bytes((tmp_path / "w.bin").read_bytes()[:-30])
+    assert "damaged" in refusal(tmp_path / "w.bin", factory=f"{factory}:net").what
+
+
 def test_the_old_file_format_of_torch_loads(tmp_path, factory):
     path = tmp_path / "old.pth"
     torch.save(network().state_dict(), path, _use_new_zipfile_serialization=False)
