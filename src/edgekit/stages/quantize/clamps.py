@@ -15,8 +15,8 @@ qd = torch.ops.quantized_decomposed
 def elide_clamps(graph: GraphModule) -> int:
     """Remove every clamp whose limits the following quantization saturates at, in place.
 
-    `quantize(clamp(x, lo, hi)) == quantize(x)` for all `x` exactly when `lo` maps to the lowest integer and `hi`
-    to the highest; both are checked in integers. Every runtime then meets a bare convolution.
+    `quantize(clamp(x, lo, hi)) == quantize(x)` for all `x` exactly when `lo` maps to the lowest integer and
+    `hi` to the highest; both are checked in integers. Every runtime then meets a bare convolution.
 
     Returns:
         Number of clamps removed.
@@ -57,7 +57,6 @@ def clamp_limits(node: Node) -> tuple[float, float]:
 
 
 def _saturates(quantize: Node, low: float, high: float) -> bool:
-    scale, zero_point, quant_min, quant_max = (float(a) for a in quantize.args[1:5])  # type: ignore[arg-type]
-    lowest = low == -math.inf or round(low / scale) + zero_point <= quant_min
-    highest = high == math.inf or round(high / scale) + zero_point >= quant_max
-    return lowest and highest
+    """Both limits land on the ends of the integers, in the arithmetic of the graph, which is monotonous."""
+    low_q, high_q = qd.quantize_per_tensor(torch.tensor([low, high]), *quantize.args[1:]).tolist()
+    return bool(low_q == quantize.args[3] and high_q == quantize.args[4])

@@ -46,7 +46,10 @@ def float_bytes(graph: GraphModule, node: Node) -> int:
 
 
 def _matrices(node: Node) -> list[Node]:
-    """The operands that hold weights: two axes or more, so not the biases."""
+    """The operands that hold weights: neither biases nor the initial state of a recurrent layer."""
+    if node.target in RECURRENT:
+        params: Any = next(a for a in node.args[1:] if isinstance(a, (list, tuple)) and len(a) >= 4)
+        return [p for p in params if len(_shape(p)) == 2]
     return [a for a in node.all_input_nodes[1:] if len(_shape(a)) > 1]
 
 
@@ -73,8 +76,7 @@ def _recurrent(node: Node) -> int:
     # (input, state, params, has_biases, layers, dropout, train, bidirectional, batch_first)
     batch_first = bool(node.args[8]) if len(node.args) > 8 else False
     steps = x[1] if batch_first else x[0]
-    params: Any = next(a for a in node.args[1:] if isinstance(a, (list, tuple)) and len(a) >= 4)
-    return steps * sum(_elements(p) for p in params if len(_shape(p)) == 2)
+    return steps * sum(_elements(p) for p in _matrices(node))
 
 
 _COUNTS: Final[dict[object, Callable[[Node], int]]] = {

@@ -185,7 +185,7 @@ def _output_ranges(graph: GraphModule, first: Node) -> torch.Tensor:
     if bias is None:
         return ranges
     sizes = _value(graph, bias).abs()
-    return torch.maximum(ranges, sizes * (ranges.max() / sizes.max().clamp_min(torch.finfo().tiny)))
+    return torch.maximum(ranges, sizes / sizes.max().clamp_min(torch.finfo().tiny) * ranges.max())
 
 
 def _input_ranges(graph: GraphModule, pair: Pair) -> torch.Tensor:
