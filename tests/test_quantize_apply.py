@@ -232,8 +232,8 @@ def test_reading_the_observers_is_quick() -> None:
         for method in METHODS:
             observer.grid(method)
 
-    assert len(observers) > 60
-    assert time.process_time() - began < 0.5 * len(METHODS)
+    # Half a second for all the tensors of an EfficientNet by one method.
+    assert (time.process_time() - began) / (len(observers) * len(METHODS)) < 0.5 / 60
 
 
 def test_an_unknown_method_is_refused() -> None:
