@@ -1,0 +1,15 @@
+"""What every test runs under: one thread a process, and property tests without a stop-watch."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+# Before torch is imported: two test processes with a thread pool each would only wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes says more about the machine than about the code. CI draws the same ones each time.
+settings.register_profile("edgekit", deadline=None)
+settings.register_profile("edgekit-ci", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("edgekit-ci" if os.environ.get("CI") else "edgekit")
