@@ -1,7 +1,7 @@
 """`make demo`: two real networks, compressed and proven on real data that comes with their packages.
 
-`python -m examples.demo [digits] [efficientnet-lite0] [--out demo-out]`. The exit status is 0 when every file was
-made and proven; whether INT8 is also faster than float depends on the machine and stands in the table.
+`python -m examples.demo [digits] [efficientnet-lite0] [--out demo-out]`. The exit status is 0 when every file
+was made and proven; whether INT8 is also faster than float depends on the machine and stands in the table.
 """
 
 from __future__ import annotations

