@@ -23,19 +23,17 @@ TIMEOUT_S: Final = 1800.0
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One file to be made.
+    """Files of one format, made in one process.
 
     Attributes:
         format: "onnx", "tflite" or "coreml".
-        program: archive written by `save_program`.
-        out: file or package to write.
+        files: (archive written by `save_program`, file or package to write), in order.
         layout: "nchw" or "nhwc", for TFLite.
         io: "float32" or "int8", for TFLite.
     """
 
     format: str
-    program: Path
-    out: Path
+    files: tuple[tuple[Path, Path], ...]
     layout: str = "nchw"
     io: str = "float32"
 
@@ -44,12 +42,12 @@ def lower(jobs: Sequence[Job], *, original: Program, processes: int | None = Non
     """Run the jobs, at most `processes` at a time.
 
     Args:
-        jobs: files to make; each gets a fresh process.
+        jobs: each gets a fresh process; the longest first.
         original: the program as the user's source lines know it, to name the line of an op that has no form.
         processes: default: the number of cores, at most four.
 
     Returns:
-        `out` of each job that failed to its error; the others are written.
+        Each file that could not be made, to its error; the others are written.
     """
     limit = processes or min(4, os.cpu_count() or 1)
     waiting, running = list(jobs), list[_Running]()
@@ -60,9 +58,7 @@ def lower(jobs: Sequence[Job], *, original: Program, processes: int | None = Non
                 running.append(_Running(waiting.pop(0)))
             for task in [t for t in running if t.finished()]:
                 running.remove(task)
-                error = task.error(original)
-                if error is not None:
-                    failed[task.job.out] = error
+                failed |= task.errors(original)
             time.sleep(0.02)
     finally:
         for task in running:
@@ -75,16 +71,18 @@ class _Running:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.file = job.out.parent / f"{job.out.name}.job.json"
+        self.file = job.files[0][1].parent / f"{job.format}.job.json"
         self.log = self.file.with_suffix(".log")
-        fields = {"format": job.format, "program": str(job.program), "out": str(job.out)}
-        self.file.write_text(json.dumps({**fields, "layout": job.layout, "io": job.io}), encoding="utf-8")
+        files = [{"program": str(program), "out": str(out)} for program, out in job.files]
+        fields = {"format": job.format, "layout": job.layout, "io": job.io, "files": files}
+        self.file.write_text(json.dumps(fields), encoding="utf-8")
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "edgekit.worker", str(self.file)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                # Set iteration must not decide the order of anything in a file.
                 env={**os.environ, "PYTHONHASHSEED": "0"},
             )
         self.deadline = time.monotonic() + TIMEOUT_S
@@ -98,23 +96,32 @@ class _Running:
         self.process.kill()
         self.process.wait()
 
-    def error(self, original: Program) -> LoweringError | None:
+    def errors(self, original: Program) -> dict[Path, LoweringError]:
         result = Path(f"{self.file}.result")
-        answer: dict[str, Any] = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
-        for leftover in (self.file, result):
+        answers: list[dict[str, Any]] = json.loads(result.read_text(encoding="utf-8")) if result.exists() else []
+        log = self.log.read_text(encoding="utf-8", errors="replace")
+        for leftover in (self.file, result, self.log):
             leftover.unlink(missing_ok=True)
-        if "error" in answer:
-            return LoweringError(**{**answer["error"], "where": _where(original, answer["error"])})
-        if self.process.returncode == 0:
-            self.log.unlink(missing_ok=True)
-            return None
-        text = answer.get("crash") or self.log.read_text(encoding="utf-8", errors="replace")
-        last = text.strip().splitlines()[-1] if text.strip() else f"exit status {self.process.returncode}"
+        if len(answers) != len(self.job.files):
+            # The process died; which file it was at is not known, so none of them counts.
+            answers = [{"crash": answers[0]["crash"] if answers else log}] * len(self.job.files)
+        failed = {}
+        for (_, out), answer in zip(self.job.files, answers, strict=True):
+            if "error" in answer:
+                where = _where(original, answer["error"])
+                failed[out] = LoweringError(**{**answer["error"], "where": where})
+            elif "crash" in answer:
+                failed[out] = self._died(answer["crash"])
+        return failed
+
+    def _died(self, text: str) -> LoweringError:
+        lines = text.strip().splitlines()
+        last = lines[-1][:300] if lines else f"exit status {self.process.returncode}"
         return LoweringError(
             format=self.job.format,
             op="the model",
             where="",
-            why=f"the converter's process died ({last[:300]})",
+            why=f"the converter's process died ({last})",
             way_out="Run `edgekit doctor`; if all is well there, leave this format out of --format and report it.",
         )
 

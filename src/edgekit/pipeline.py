@@ -49,6 +49,7 @@ from edgekit_converters.store import load_program, save_program
 from edgekit_devices import load_profile
 from edgekit_runtime import contract
 
+LONGEST_FIRST: Final = ("tflite", "coreml", "onnx")
 GOLDEN_FILES: Final = {STATIC: "golden.npz", WEIGHTS: "golden-weights.npz"}
 GOLDEN_SAMPLES: Final = 32
 # The golden inputs travel to every device.
@@ -290,10 +291,7 @@ def write_files(
     def make(folder: Path) -> dict[str, Any]:
         twin = folder / "float.pt2"
         save_program(candidate.program, twin)
-        jobs = [_job(name, variant.archive, folder / f"model{SUFFIX[name]}", recipe) for name in formats]
-        jobs += [
-            _job(name, twin, folder / f"float{SUFFIX[name]}", recipe) for name in formats if name in TIMED
-        ]
+        jobs = [_job(name, variant.archive, twin, folder, recipe) for name in LONGEST_FIRST if name in formats]
         step(", ".join(formats))
         failed = lower(jobs, original=candidate.program)
         fields = ("format", "op", "where", "why", "way_out")
@@ -474,8 +472,11 @@ def _result(judged: Judged) -> ArtifactResult:
     )
 
 
-def _job(name: str, archive: Path, out: Path, recipe: Recipe) -> Job:
-    return Job(name, archive, out, layout=recipe.layout if name == "tflite" else "nchw", io=recipe.io)
+def _job(name: str, archive: Path, twin: Path, folder: Path, recipe: Recipe) -> Job:
+    files = [(archive, folder / f"model{SUFFIX[name]}")]
+    if name in TIMED:
+        files.append((twin, folder / f"float{SUFFIX[name]}"))
+    return Job(name, tuple(files), layout=recipe.layout if name == "tflite" else "nchw", io=recipe.io)
 
 
 def _for_targets(recipe: Recipe) -> Recipe:

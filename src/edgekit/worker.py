@@ -50,31 +50,34 @@ CONVERTERS: Final[dict[str, Callable[[Program | QuantizedProgram, Path, dict[str
 }
 
 
-def run(job: dict[str, Any]) -> dict[str, Any]:
-    """Convert one program and run the file once on zeros.
+def run(job: dict[str, Any]) -> list[dict[str, Any]]:
+    """Convert some programs to one format and run each file once on zeros.
 
     Args:
-        job: "format", "program" (`.pt2`), "out", "layout", "io".
+        job: "format", "layout", "io", and "files": list of {"program": `.pt2`, "out": path}.
 
     Returns:
-        `{}` or `{"error": {...}}` with the fields of `LoweringError`.
+        `{}` or `{"error": {...}}` with the fields of `LoweringError`, one per file.
     """
-    program = load_program(Path(job["program"]))
-    out = Path(job["out"])
+    return [_convert(job, file) for file in job["files"]]
+
+
+def _convert(job: dict[str, Any], file: dict[str, str]) -> dict[str, Any]:
+    program = load_program(Path(file["program"]))
     try:
-        CONVERTERS[job["format"]](program, out, job)
-        _try_out(program, job)
+        CONVERTERS[job["format"]](program, Path(file["out"]), job)
+        _try_out(program, job, Path(file["out"]))
     except LoweringError as error:
         return {"error": {k: getattr(error, k) for k in ("format", "op", "where", "why", "way_out")}}
     return {}
 
 
-def _try_out(program: Program | QuantizedProgram, job: dict[str, Any]) -> None:
+def _try_out(program: Program | QuantizedProgram, job: dict[str, Any], path: Path) -> None:
     """A file that its own runtime does not load, or that kills it, is no file; better here than in the pipeline."""
     source = program.program if isinstance(program, QuantizedProgram) else program
     grids = (program.input_grids, program.output_grids) if isinstance(program, QuantizedProgram) else ((), ())
     saved = SavedModel(
-        job["format"], Path(job["out"]), source.inputs, source.outputs, *grids, layout=job["layout"]
+        job["format"], path, source.inputs, source.outputs, *grids, layout=job["layout"]
     )
     open_saved(saved)([np.zeros(i.shape, dtype=i.dtype) for i in source.inputs])
 
@@ -85,9 +88,9 @@ def main(path: str) -> int:
     try:
         result = run(job)
     except Exception:  # noqa: BLE001 - the parent turns the text into an error that names the format
-        result = {"crash": traceback.format_exc()}
+        result = [{"crash": traceback.format_exc()}]
     Path(f"{path}.result").write_text(json.dumps(result), encoding="utf-8")
-    return int("crash" in result)
+    return int(any("crash" in r for r in result))
 
 
 if __name__ == "__main__":

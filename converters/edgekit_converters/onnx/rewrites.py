@@ -15,7 +15,9 @@ import onnx_ir as ir
 
 SHIFT: Final = 128
 FUSED_BEFORE_CLAMP: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "Add", "Mul", "GlobalAveragePool"})
-FUSED_WEIGHTS: Final = frozenset({"Conv", "Gemm", "MatMul"})
+# ConvTranspose has no integer kernel, but a float weight between quantized tensors would be quantized anew, per
+# tensor, by ONNX Runtime's WeightBiasQuantization: another grid.
+FUSED_WEIGHTS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 BIASED: Final = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 

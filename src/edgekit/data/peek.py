@@ -22,7 +22,16 @@ def peek(spec: Any) -> tuple[np.ndarray, ...] | None:
         return _from_arrays({k: v for k, v in spec.items() if not k.endswith("y")})
     if isinstance(spec, tuple) and spec and hasattr(spec[0], "shape"):
         return (_sample(spec[0]),)
+    if isinstance(spec, list) and spec:
+        return _from_batch(spec[0])
     return None
+
+
+def _from_batch(batch: Any) -> tuple[np.ndarray, ...] | None:
+    """A batch is `x`, `(x, y)` or `((x1, x2), y)`; a bare `(x1, x2)` cannot be told from `(x, y)`."""
+    first = batch[0] if isinstance(batch, (tuple, list)) else batch
+    inputs = first if isinstance(first, (tuple, list)) else (first,)
+    return tuple(_sample(x) for x in inputs) if all(hasattr(x, "shape") for x in inputs) else None
 
 
 def _from_arrays(arrays: dict[str, Any]) -> tuple[np.ndarray, ...] | None:

@@ -13,7 +13,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edgekit.stages.quantize.bias import round_biases
 from edgekit.stages.quantize.clamps import elide_clamps
-from edgekit.stages.quantize.observers import METHODS, PERCENTILE, ActivationObserver
+from edgekit.stages.quantize.observers import METHODS, PERCENTILE, ActivationObserver, refuse_non_finite
 from edgekit.stages.quantize.plan import GridPlan, make_plan
 from edgekit.stages.quantize.quantizer import GridQuantizer
 from edgekit.stages.quantize.scalars import lift_scalars
@@ -63,12 +63,16 @@ def calibrate(observed: Observed, batches: Iterable[tuple[torch.Tensor, ...]]) -
 
     Returns:
         Number of samples seen.
+
+    Raises:
+        UsageError: a tensor held NaN or an infinity.
     """
     seen = 0
     with torch.no_grad():
         for batch in batches:
             observed.graph(*batch)
             seen += int(batch[0].shape[0])
+    refuse_non_finite(observed.graph)
     return seen
 
 

@@ -135,7 +135,7 @@ def _within_budget(
     if lost <= recipe.budget.max_drop:
         return choice, notes
     step("looking for the layers that cost most")
-    worst = _worst_layers(choice, judged)
+    worst = _worst_layers(choice, judged, recipe.quantize.percentile)
     best, least = choice, lost
     for n in ISLANDS:
         if n > len(worst):
@@ -165,10 +165,10 @@ def _lost(quantized: QuantizedProgram, program: Program, inputs: Inputs, metric:
     return metric.drop(before.value(), after.value())
 
 
-def _worst_layers(choice: Choice, judged: Sequence[Batch]) -> list[str]:
+def _worst_layers(choice: Choice, judged: Sequence[Batch], percentile: float) -> list[str]:
     """Node names by the damage that each does alone, worst first."""
     trial = choice.best
-    found = damage(choice.observed, grids(choice.observed, trial.observer), _few(judged))
+    found = damage(choice.observed, grids(choice.observed, trial.observer, percentile), _few(judged))
     return sorted(found, key=lambda name: found[name])
 
 
@@ -180,7 +180,7 @@ def _layers(
     observed = choice.observed
     hurt: dict[str, float] = {}
     if recipe.quantize.damage:
-        hurt = damage(observed, grids(observed, choice.best.observer), batches)
+        hurt = damage(observed, grids(observed, choice.best.observer, recipe.quantize.percentile), batches)
     snr = layer_snr(observed.program.graph, choice.program.program.graph, batches)
     rows = describe_layers(observed, snr, hurt)
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,9 @@ from edgekit.stages.quantize.equalize import equalize
 from edgekit_converters.program import Program, QuantizedProgram
 
 Batches = Sequence[Batch]
+
+# Samples whose means the biases are corrected to; more hardly change the mean and cost memory.
+CORRECTION_SAMPLES = 32
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ def search(
         The choice; the first of equals wins, so cheaper settings come first.
     """
     reference = run_all(program.graph, scoring)
+    correction = list(itertools.islice(_samples(calibration()), CORRECTION_SAMPLES))
+    correction = [tuple(torch.cat(column) for column in zip(*correction, strict=True))] if program.dynamic_batch else correction
     trials: list[Trial] = []
     best: tuple[Trial, QuantizedProgram, Observed] | None = None
     for equalized in _options(settings.equalize):
@@ -88,7 +94,7 @@ def search(
         for observer in settings.observers:
             for corrected in _options(settings.bias_correction):
                 step(f"trying {observer}")
-                candidate = build(observed, settings, observer, scoring if corrected else ())
+                candidate = build(observed, settings, observer, correction if corrected else ())
                 outputs = run_all(candidate.program.graph, scoring)
                 trial = Trial(observer, equalized, corrected, *_score(outputs, reference))
                 trials.append(trial)
@@ -109,6 +115,12 @@ def build(observed: Observed, settings: Quantize, observer: str, correction: Bat
         graph.recompile()
         candidate = replace(candidate, program=replace(candidate.program, graph=graph))
     return candidate
+
+
+def _samples(batches: Iterator[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        for i in range(len(batch[0])):
+            yield tuple(x[i : i + 1] for x in batch)
 
 
 def run_all(graph: torch.fx.GraphModule, batches: Batches) -> list[tuple[torch.Tensor, ...]]:
