@@ -72,6 +72,21 @@ def test_the_range_of_the_inputs_is_found_from_the_model(mean, deviation):
     assert float((values - mean).abs().max()) < 5 * deviation
 
 
+def test_a_classifier_is_made_sure_of_itself_so_that_its_scores_are_not_clipped(monkeypatch):
+    torch.manual_seed(4)
+    module = torch.nn.Sequential(Trained(0.0, 1.0), torch.nn.Linear(8, 5))
+    program = load_candidate(module, input_shapes=[(1, 3, 12, 12)]).program
+
+    def surest() -> float:
+        ((x,),), _ = distill_calibration(program, n=8, seed=0, steps=20)
+        with torch.no_grad():
+            return float(program.graph(x)[0].softmax(1).amax(1).mean())
+
+    with_wish = surest()
+    monkeypatch.setattr("edgekit.synth._DECISION", 0.0)
+    assert with_wish > surest() + 0.02
+
+
 def test_the_same_seed_gives_the_same_inputs_and_another_gives_others():
     program = trained()
     first, second, other = (distill_calibration(program, n=3, seed=s, steps=3)[0] for s in (1, 1, 2))
