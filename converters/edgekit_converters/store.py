@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import warnings
@@ -24,6 +25,9 @@ def save_program(program: Program | QuantizedProgram, path: Path) -> None:
     Args:
         program: the float twin of a quantized program is not written.
         path: file, by custom `.pt2`.
+
+    Raises:
+        OSError: `path` cannot be written.
     """
     source = program.program if isinstance(program, QuantizedProgram) else program
     meta: dict[str, Any] = {
@@ -38,8 +42,12 @@ def save_program(program: Program | QuantizedProgram, path: Path) -> None:
             "kept_float": program.kept_float,
             "weight_bits": program.weight_bits,
         }
+    # torch's own writer ends the process when the disk is full; Python's raises.
+    buffer = io.BytesIO()
     with quiet_torch():
-        torch.export.save(capture(source), path, extra_files={_META: json.dumps(meta)})
+        torch.export.save(capture(source), buffer, extra_files={_META: json.dumps(meta)})
+    with path.open("wb") as file:
+        file.write(buffer.getbuffer())
 
 
 def load_program(path: Path) -> Program | QuantizedProgram:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from edgekit.workdir import NO_ROOM
 from edgekit_converters.errors import LoweringError
 from edgekit_converters.program import Program
 from edgekit_converters.source import find_source
@@ -19,6 +20,8 @@ from edgekit_converters.source import find_source
 SUFFIX: Final = {"onnx": ".onnx", "tflite": ".tflite", "coreml": ".mlpackage"}
 # A converter that makes no progress for this long is hung, not slow.
 TIMEOUT_S: Final = 1800.0
+# What a worker needs to say why it failed.
+ROOM_BYTES: Final = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,9 @@ def lower(jobs: Sequence[Job], *, original: Program, processes: int | None = Non
 
     Returns:
         Each file that could not be made, to its error; the others are written.
+
+    Raises:
+        OSError: there was no room for the files.
     """
     limit = processes or min(4, os.cpu_count() or 1)
     waiting, running = list(jobs), list[_Running]()
@@ -98,10 +104,12 @@ class _Running:
 
     def errors(self, original: Program) -> dict[Path, LoweringError]:
         result = Path(f"{self.file}.result")
-        answers: list[dict[str, Any]] = json.loads(result.read_text(encoding="utf-8")) if result.exists() else []
         log = self.log.read_text(encoding="utf-8", errors="replace")
+        answers = _answers(result)
         for leftover in (self.file, result, self.log):
             leftover.unlink(missing_ok=True)
+        if len(answers) != len(self.job.files) or any(answers):
+            _check_room(f"{answers} {log}", self.file.parent)
         if len(answers) != len(self.job.files):
             # The process died; which file it was at is not known, so none of them counts.
             answers = [{"crash": answers[0]["crash"] if answers else log}] * len(self.job.files)
@@ -124,6 +132,27 @@ class _Running:
             why=f"the converter's process died ({last})",
             way_out="Run `edgekit doctor`; if all is well there, leave this format out of --format and report it.",
         )
+
+
+def _answers(result: Path) -> list[dict[str, Any]]:
+    """What a worker wrote; nothing if it died before, or in the middle of it."""
+    try:
+        answers: list[dict[str, Any]] = json.loads(result.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return []
+    return answers
+
+
+def _check_room(said: str, folder: Path) -> None:
+    """Tell a full disk from a model that has no form: the worker said so, or had no room to say anything."""
+    for code in NO_ROOM:
+        if f"[Errno {code}]" in said:
+            raise OSError(code, os.strerror(code), str(folder))
+    probe = folder / "room"
+    try:
+        probe.write_bytes(bytes(ROOM_BYTES))
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _where(original: Program, error: dict[str, str]) -> str:

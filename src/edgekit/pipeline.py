@@ -121,7 +121,7 @@ def _run(request: Request, progress: Progress) -> Bundle:
         notes.extend(f"{c.name}: {c.rewrites}" for c in changes)
     with clock.stage("data") as notes:
         inputs = open_inputs(request, recipe, candidate, work)
-        metric = metric_for(recipe, inputs, candidate.program)
+        metric = metric_for(recipe, inputs, candidate.program, where=_named(request.data))
         notes.extend(inputs.notes)
     with clock.stage("quantize") as notes:
         settled = settle(program, inputs, recipe, metric, work, candidate.sha256, step=clock.detail)
@@ -132,6 +132,7 @@ def _run(request: Request, progress: Progress) -> Bundle:
         again, _ = judge_files(WEIGHTS, slow, settled, candidate, inputs, metric, recipe, work, clock)
         judged |= {name: j for name, j in again.items() if j.faster_than(judged[name])}
     if not judged:
+        work.remove()
         raise next(iter(failures))
     value, n, latency = float_baseline(judged)
     baseline = Baseline(
@@ -261,7 +262,7 @@ def open_inputs(request: Request, recipe: Recipe, candidate: Candidate, work: Wo
     return replace(inputs, notes=(*inputs.notes, warning)) if warning else inputs
 
 
-def metric_for(recipe: Recipe, inputs: Inputs, program: Program) -> Metric:
+def metric_for(recipe: Recipe, inputs: Inputs, program: Program, *, where: str) -> Metric:
     """The metric that was asked for or suits the data; labels are checked against the number of classes."""
     with torch.no_grad():
         outputs = [y.numpy() for y in program.graph(*program.example)]
@@ -271,8 +272,12 @@ def metric_for(recipe: Recipe, inputs: Inputs, program: Program) -> Metric:
         axis = 1 if outputs[0].ndim in {2, 4} else 2
         for _, labels in inputs.evaluation():
             if labels is not None:
-                check_labels(labels, outputs[0].shape[axis], "evaluation labels")
+                check_labels(labels, outputs[0].shape[axis], f"{where}: evaluation labels")
     return metric
+
+
+def _named(data: Any) -> str:
+    return str(data) if isinstance(data, (str, Path)) else "data"
 
 
 def write_files(

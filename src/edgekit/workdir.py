@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from edgekit.errors import UsageError
 
 _DONE = "done.json"
+# Room that ran out, by device, by quota, or by a limit on the length of a file.
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class WorkDir:
@@ -25,10 +31,10 @@ class WorkDir:
     """
 
     def __init__(self, out: Path, *, resume: bool) -> None:
-        self.path = out.parent / f".{out.name}.edgekit"
+        target = out.resolve()
+        self.path = target.parent / f".{target.name}.edgekit"
         if not resume:
             shutil.rmtree(self.path, ignore_errors=True)
-        self.path.mkdir(parents=True, exist_ok=True)
 
     def stage(self, name: str, key: str, make: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any], bool]:
         """Run a stage, or find its result.
@@ -40,26 +46,57 @@ class WorkDir:
 
         Returns:
             The folder, what `make` returned, and whether it was found instead of made.
+
+        Raises:
+            UsageError: the folder cannot be written, or the disk is full; finished stages are kept.
         """
         folder = self.path / f"{name}-{key[:16]}"
         marker = folder / _DONE
         if marker.exists():
             found: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
             return folder, found, True
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        facts = make(folder)
-        temporary = folder / f"{_DONE}.part"
-        with temporary.open("w", encoding="utf-8") as f:
-            json.dump(facts, f)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(marker)
-        return folder, facts, False
+        try:
+            return folder, _make(folder, make), False
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise _unusable(
+                f"{error.filename or folder}: {error.strerror} in the stage `{name}`",
+                "Free some room and go on with --resume, or choose another place with -o.",
+            ) from error
+        finally:
+            if not marker.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                self._remove_if_empty()
 
     def remove(self) -> None:
-        """Everything is in the bundle now."""
+        """Everything is in the bundle now, or nothing will be."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def _remove_if_empty(self) -> None:
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
+
+def _make(folder: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Run a stage in an empty folder; the marker comes last, by one rename."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise _unusable(f"{folder}: {error.strerror}", "Choose another place with -o.") from error
+    facts = make(folder)
+    temporary = folder / f"{_DONE}.part"
+    with temporary.open("w", encoding="utf-8") as f:
+        json.dump(facts, f)
+        f.flush()
+        os.fsync(f.fileno())
+    temporary.replace(folder / _DONE)
+    return facts
+
+
+def _unusable(what: str, way_out: str) -> UsageError:
+    return UsageError(what, expected="room beside the output for the work of this run", way_out=way_out)
 
 
 def stage_key(*parts: Any) -> str:

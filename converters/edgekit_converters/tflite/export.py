@@ -45,6 +45,7 @@ def export_tflite(
 
     Raises:
         LoweringError: litert-torch is missing, or an op has no TFLite form.
+        OSError: `path` cannot be written.
     """
     quantized = isinstance(program, QuantizedProgram)
     source = program.program if isinstance(program, QuantizedProgram) else program
@@ -57,6 +58,8 @@ def export_tflite(
             with _exact_grid(strict=io_dtype == "float32"), channels_last_rules():
                 model = litert_torch.convert(wrapped, sample_kwargs=wrapped.example(), quant_config=config)
                 model.export(str(path))
+        except OSError:
+            raise
         except Exception as error:
             # The library raises whatever its MLIR bindings raise; each means that this graph has no TFLite form.
             raise _lowering_error(source, error) from error
