@@ -29,10 +29,12 @@ class Case:
     Attributes:
         title: what is shown.
         load: gives the network in evaluation mode and the arrays as `edgekit.compress` takes them.
+        max_drop: budget, in the unit of the metric that suits the data.
     """
 
     title: str
     load: Callable[[], tuple[nn.Module, Mapping[str, Any]]]
+    max_drop: float
 
 
 def _digits() -> tuple[nn.Module, Mapping[str, Any]]:
@@ -71,7 +73,7 @@ def compress(case: Case, out: Path, console: Console) -> bool:
     started = time.monotonic()
     model, data = case.load()
     with shown(Console(stderr=True, highlight=False)) as progress:
-        bundle = edgekit.compress(model, data=data, out=out, progress=progress)
+        bundle = edgekit.compress(model, data=data, out=out, max_drop=case.max_drop, progress=progress)
     report = bundle.report
     console.print(summary(report))
     console.print(

@@ -26,12 +26,12 @@ def test_digits_that_judge_are_not_among_those_that_train() -> None:
 
 def test_training_learns_and_repeats() -> None:
     data = demo_digits.data()
-    models = [demo_digits.train(data["train_x"], data["train_y"], epochs=4) for _ in range(2)]
+    models = [demo_digits.train(data["train_x"], data["train_y"], epochs=2) for _ in range(2)]
     with torch.no_grad():
         first, second = (model(torch.from_numpy(data["eval_x"])) for model in models)
 
     assert torch.equal(first, second)
-    assert (first.argmax(1).numpy() == data["eval_y"]).mean() > 0.95
+    assert (first.argmax(1).numpy() == data["eval_y"]).mean() > 0.9
 
 
 def test_training_leaves_the_global_random_state_alone() -> None:
