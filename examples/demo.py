@@ -51,9 +51,10 @@ def _efficientnet() -> tuple[nn.Module, Mapping[str, Any]]:
 
 
 CASES: dict[str, Case] = {
-    "digits": Case("UCI handwritten digits, a small CNN trained on the spot", _digits),
+    "digits": Case("UCI handwritten digits, a small CNN trained on the spot", _digits, max_drop=0.01),
+    # No labels, so agreement is measured, also on crops whose two best classes are as good as equal.
     "efficientnet-lite0": Case(
-        "EfficientNet-Lite0 with ImageNet weights, crops of photographs", _efficientnet
+        "EfficientNet-Lite0 from ImageNet, on crops of photographs", _efficientnet, max_drop=0.1
     ),
 }
 
