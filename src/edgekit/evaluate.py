@@ -244,9 +244,14 @@ def has_classes(y: Array) -> bool:
 
 
 def choices(y: Array) -> Array:
-    """Index of the largest score along the class axis; the values themselves where there is none."""
+    """Index of the largest score along the class axis; the rounded values where there is none.
+
+    -1 stands where a score is NaN, so that a broken file never happens to be right.
+    """
     axis = class_axis(y)
-    return y.argmax(axis=axis) if axis is not None else np.rint(y).astype(np.int64).reshape(len(y))
+    if axis is not None:
+        return np.where(np.isnan(y).any(axis=axis), -1, y.argmax(axis=axis))
+    return np.where(np.isnan(y), -1, np.rint(np.nan_to_num(y))).astype(np.int64)
 
 
 @dataclass
@@ -264,7 +269,9 @@ class SignalToNoise:
             self.noise += float(((wide - y) ** 2).sum())
 
     def value(self) -> float:
-        """Infinite when there is no difference."""
+        """Infinite when there is no difference; minus infinity when outputs are not finite."""
         if self.noise == 0:
             return math.inf
+        if not math.isfinite(self.noise):
+            return -math.inf
         return 10 * math.log10(self.signal / self.noise) if self.signal > 0 else -math.inf
