@@ -88,6 +88,12 @@ def label_out_of_range(here: Path) -> tuple[str, ...]:
     return (MODEL, "--data", "labels.npz")
 
 
+def one_hot_labels(here: Path) -> tuple[str, ...]:
+    x = images()
+    save_data(Path("hot.npz"), x=x, y=np.eye(4, dtype=np.int64)[labels(x)])
+    return (MODEL, "--data", "hot.npz")
+
+
 def empty_data(here: Path) -> tuple[str, ...]:
     save_data(Path("empty.npz"), x=images(0), y=np.zeros(0, np.int64))
     return (MODEL, "--data", "empty.npz")
@@ -165,6 +171,7 @@ CASES: tuple[tuple[Callable[[Path], tuple[str, ...]], tuple[str, ...]], ...] = (
     (wrong_data_shape, ("wide.npz", "(3, 9, 9)", "(3, 8, 8)")),
     (nan_in_data, ("holes.npz", "nan", "finite")),
     (label_out_of_range, ("labels.npz", "label 4", "0…3")),
+    (one_hot_labels, ("hot.npz", "(4,)", "1 for each input", "one-hot")),
     (empty_data, ("empty.npz", "no samples", "at least one")),
     (missing_data, ("nowhere.npz", "no such file")),
     (unknown_recipe_key, ("recipe.toml", "quantize.observer", 'Did you mean "observers"?')),

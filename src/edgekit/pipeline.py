@@ -23,7 +23,7 @@ from edgekit.bench import LatencyStats
 from edgekit.bundle import Bundle, Golden, assemble, check_out, digest, write_golden, write_manifest, write_report
 from edgekit.data import Preprocessing, check_labels, check_range, open_data
 from edgekit.errors import Interrupted, LoweringError, UsageError
-from edgekit.evaluate import Metric, choose_metric, has_classes
+from edgekit.evaluate import Metric, choices, choose_metric, class_axis, has_classes
 from edgekit.inputs import Inputs, from_data, from_model, scoring
 from edgekit.judge import TIMED, Quality, assess, census, prove, time_files
 from edgekit.load import Candidate, load_candidate
@@ -268,10 +268,19 @@ def metric_for(recipe: Recipe, inputs: Inputs, program: Program, *, where: str) 
         outputs = [y.numpy() for y in program.graph(*program.example)]
     classes = has_classes(outputs[0])
     metric = choose_metric(recipe.metric, labels=inputs.has_labels, classes=classes)
-    if inputs.has_labels and classes and metric.name in {"top1", "f1"}:
-        axis = 1 if outputs[0].ndim in {2, 4} else 2
-        for _, labels in inputs.evaluation():
-            if labels is not None:
+    if metric.needs_labels:
+        counted = metric.name in {"top1", "f1"}
+        per_input = choices(outputs[0]).size if counted else outputs[0].size
+        axis = class_axis(outputs[0])
+        for arrays, labels in inputs.evaluation():
+            assert labels is not None
+            if labels.size != per_input * len(arrays[0]):
+                raise UsageError(
+                    f"{where}: labels of shape {labels.shape[1:]} for each input",
+                    expected=f"{per_input} for each input, for --metric {metric.name}",
+                    way_out="Give class numbers, not one-hot rows." if counted else "Give one value per output.",
+                )
+            if counted and axis is not None:
                 check_labels(labels, outputs[0].shape[axis], f"{where}: evaluation labels")
     return metric
 
