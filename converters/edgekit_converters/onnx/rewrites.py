@@ -76,6 +76,44 @@ def quantize_biases(model: ir.Model) -> None:
         done[name] = dq.outputs[0]
 
 
+def drop_rescalings(model: ir.Model) -> None:
+    """`DQ → Mul(constant) → Q` that maps every integer to itself goes: only the scale of its readers differs.
+
+    A hard-swish multiplies by 1/6, attention by 1/√d; on the grid the product has the same 256 integers when its
+    scale is the input's times the constant.
+    """
+    for quantize in list(model.graph):
+        if quantize.op_type != "QuantizeLinear":
+            continue
+        mul = quantize.inputs[0].producer()
+        if mul is None or mul.op_type != "Mul" or len(list(mul.outputs[0].uses())) != 1:
+            continue
+        source = _rescaled(mul, quantize)
+        if source is not None:
+            ir.convenience.replace_all_uses_with(quantize.outputs[0], source)
+    _drop_unused(model)
+
+
+def _rescaled(mul: ir.Node, quantize: ir.Node) -> ir.Value | None:
+    """The integers that a Mul by a positive constant hands on unchanged, if it does."""
+    sides = [v.producer() for v in mul.inputs]
+    if not all(_is_dq(side) and not _is_weight(side) for side in sides):
+        return None
+    constant = next((s for s in sides if s.inputs[0].const_value is not None and s.inputs[0].const_value.size == 1), None)
+    other = next((s for s in sides if s.inputs[0].const_value is None), None)
+    if constant is None or other is None:
+        return None
+    factor = (float(_array(constant.inputs[0]).reshape(())) - _number(constant, 2)) * _number(constant, 1)
+    ratio = factor * _number(other, 1) / _number(quantize, 1)
+    # Integers reach 255 steps from the zero point; less than half a step of drift there is no drift at all.
+    same = _number(other, 2) == _number(quantize, 2) and abs(ratio - 1.0) * 255 < 0.499
+    return other.inputs[0] if same else None
+
+
+def _number(node: ir.Node, index: int) -> float:
+    return float(_array(node.inputs[index]).reshape(()))
+
+
 def clamp_in_integers(model: ir.Model) -> None:
     """`op → Relu|Clip → Q` becomes `op → Q → Clip` on integers.
 
@@ -397,6 +435,7 @@ REWRITES: Final[tuple[Callable[[Any], None], ...]] = (
     mean_to_global_pool,
     linear_as_gemm,
     push_reshapes_after_quantize,
+    drop_rescalings,
     clamp_in_integers,
     plain_float_weights,
     quantize_biases,
