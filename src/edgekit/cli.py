@@ -52,7 +52,9 @@ def root(
 
 @app.command(epilog="Example: edgekit compress model.pt --data digits.npz -o digits-edge --max-drop 0.005")
 def compress(
-    model: Annotated[Path, typer.Argument(help="Exported program, TorchScript, pickled module or state dict.")],
+    model: Annotated[
+        Path, typer.Argument(help="Exported program, TorchScript, pickled module or state dict.")
+    ],
     data: Annotated[
         str | None, typer.Option(help=".npz, folder of class folders of images, or module:callable.")
     ] = None,
@@ -74,14 +76,14 @@ def compress(
     allow_slower: Annotated[
         bool, typer.Option("--allow-slower", help="Accept INT8 that is slower than float.")
     ] = False,
-    metric: Annotated[
-        str | None, typer.Option(help="top1, f1, mae, agreement or module:callable.")
-    ] = None,
+    metric: Annotated[str | None, typer.Option(help="top1, f1, mae, agreement or module:callable.")] = None,
     io: Annotated[str | None, typer.Option(help="float32 or int8 ends of the TFLite file.")] = None,
     layout: Annotated[str | None, typer.Option(help="nchw or nhwc input of the TFLite file.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of every random choice.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interrupt.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report to stdout, nothing else.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report to stdout, nothing else.")
+    ] = False,
 ) -> None:
     """Quantize a trained model to INT8 once, write it in three formats, and prove each saved file."""
     _exit(
@@ -239,7 +241,8 @@ def _exit(work: Any) -> NoReturn:
     try:
         code = work()
     except (EdgekitError, ProfileError) as error:
-        errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        for text in (error, *getattr(error, "__notes__", ())):
+            errors.print(f"error: {text}", style="red", markup=False, soft_wrap=True)
         code = error.exit_code
     except KeyboardInterrupt:
         errors.print("error: interrupted", style="red")

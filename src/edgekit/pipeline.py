@@ -9,18 +9,31 @@ from __future__ import annotations
 import math
 import platform
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 import torch
 
 from edgekit import __version__
 from edgekit.bench import LatencyStats
-from edgekit.bundle import Bundle, Golden, assemble, check_out, digest, write_golden, write_manifest, write_report
+from edgekit.bundle import (
+    Bundle,
+    Golden,
+    assemble,
+    check_out,
+    digest,
+    write_golden,
+    write_manifest,
+    write_report,
+)
 from edgekit.data import Preprocessing, check_labels, check_range, open_data
 from edgekit.errors import Interrupted, LoweringError, UsageError
 from edgekit.evaluate import Metric, choices, choose_metric, class_axis, has_classes
@@ -103,10 +116,41 @@ def run(request: Request, progress: Progress = lambda _stage, _detail: None) -> 
         Interrupted: Ctrl-C; finished stages are kept for `resume`.
     """
     check_out(request.out)
+    with _listening() as interrupted:
+
+        def told(stage: str, detail: str) -> None:
+            if interrupted():
+                raise KeyboardInterrupt
+            progress(stage, detail)
+
+        try:
+            return _run(request, told)
+        except (KeyboardInterrupt, Exception) as stop:
+            if not (isinstance(stop, KeyboardInterrupt) or interrupted()):
+                raise
+            raise Interrupted(
+                f"interrupted; finished stages are kept, `--resume` with the same options goes on ({request.out})"
+            ) from stop
+
+
+@contextmanager
+def _listening() -> Iterator[Callable[[], bool]]:
+    """Tell whether Ctrl-C was pressed: native libraries swallow the exception, or make another one of it."""
+    before, pressed = signal.getsignal(signal.SIGINT), False
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield lambda: False
+        return
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, hear)
     try:
-        return _run(request, progress)
-    except KeyboardInterrupt as stop:
-        raise Interrupted(f"interrupted; finished stages are kept, `--resume` with the same options goes on ({request.out})") from stop
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _run(request: Request, progress: Progress) -> Bundle:
@@ -126,14 +170,19 @@ def _run(request: Request, progress: Progress) -> Bundle:
     with clock.stage("quantize") as notes:
         settled = settle(program, inputs, recipe, metric, work, candidate.sha256, step=clock.detail)
         notes.extend(settled.notes)
-    judged, failures = judge_files(STATIC, recipe.formats, settled, candidate, inputs, metric, recipe, work, clock)
+    judged, failures = judge_files(
+        STATIC, recipe.formats, settled, candidate, inputs, metric, recipe, work, clock
+    )
     slow = [name for name, j in judged.items() if j.slower and not recipe.budget.allow_slower]
     if slow:
         again, _ = judge_files(WEIGHTS, slow, settled, candidate, inputs, metric, recipe, work, clock)
         judged |= {name: j for name, j in again.items() if j.faster_than(judged[name])}
     if not judged:
         work.remove()
-        raise next(iter(failures))
+        first, *others = failures
+        for other in others:
+            first.add_note(str(other))
+        raise first
     value, n, latency = float_baseline(judged)
     baseline = Baseline(
         metric=metric.name,
@@ -203,7 +252,9 @@ def judge_files(
     """Lower one variant to some formats, prove every file, measure it, and time it beside its float twin."""
     variant = settled.variants[variant_name]
     with clock.stage("lower"):
-        files, failures = write_files(variant, formats, settled.key, candidate, recipe, work, step=clock.detail)
+        files, failures = write_files(
+            variant, formats, settled.key, candidate, recipe, work, step=clock.detail
+        )
     with clock.stage("prove"):
         proofs = prove(variant.program, files, inputs.proof)
     with clock.stage("evaluate"):
@@ -212,7 +263,13 @@ def judge_files(
         latency = time_files(timed_files(files), max_seconds=TIMING_SECONDS)
     judged = {
         name: Judged(
-            saved, variant, proofs[name], quality[name], latency.get(name), latency.get(f"{name} float"), (value, n)
+            saved,
+            variant,
+            proofs[name],
+            quality[name],
+            latency.get(name),
+            latency.get(f"{name} float"),
+            (value, n),
         )
         for name, saved in files.items()
     }
@@ -228,7 +285,7 @@ def float_baseline(judged: Mapping[str, Judged]) -> tuple[float, int, LatencySta
 
 def load(request: Request) -> Candidate:
     """Read the model; where it does not tell its input shapes, the data does."""
-    wish = {"factory": request.factory, "trust": request.trust}
+    wish: dict[str, Any] = {"factory": request.factory, "trust": request.trust}
     if request.input_shapes is not None or request.data is None:
         return load_candidate(request.model, input_shapes=request.input_shapes, **wish)
     try:
@@ -278,7 +335,9 @@ def metric_for(recipe: Recipe, inputs: Inputs, program: Program, *, where: str) 
                 raise UsageError(
                     f"{where}: labels of shape {labels.shape[1:]} for each input",
                     expected=f"{per_input} for each input, for --metric {metric.name}",
-                    way_out="Give class numbers, not one-hot rows." if counted else "Give one value per output.",
+                    way_out="Give class numbers, not one-hot rows."
+                    if counted
+                    else "Give one value per output.",
                 )
             if counted and axis is not None:
                 check_labels(labels, outputs[0].shape[axis], f"{where}: evaluation labels")
@@ -300,12 +359,16 @@ def write_files(
     step: Callable[[str], None],
 ) -> tuple[dict[str, SavedModel], list[LoweringError]]:
     """Every format and, for those that can be timed here, its float twin."""
-    key = stage_key("lower", settled_key, variant.name, sorted(formats), recipe.layout, recipe.io, _versions())
+    key = stage_key(
+        "lower", settled_key, variant.name, sorted(formats), recipe.layout, recipe.io, _versions()
+    )
 
     def make(folder: Path) -> dict[str, Any]:
         twin = folder / "float.pt2"
         save_program(candidate.program, twin)
-        jobs = [_job(name, variant.archive, twin, folder, recipe) for name in LONGEST_FIRST if name in formats]
+        jobs = [
+            _job(name, variant.archive, twin, folder, recipe) for name in LONGEST_FIRST if name in formats
+        ]
         step(", ".join(formats))
         failed = lower(jobs, original=candidate.program)
         fields = ("format", "op", "where", "why", "way_out")
@@ -412,7 +475,9 @@ def _manifest(
     source = next(iter(judged.values())).variant.program.program
     specs = [
         tuple(
-            contract.TensorSpec(t.name, t.dtype, (-1, *t.shape[1:]) if source.dynamic_batch and t.batch else t.shape)
+            contract.TensorSpec(
+                t.name, t.dtype, (-1, *t.shape[1:]) if source.dynamic_batch and t.batch else t.shape
+            )
             for t in side
         )
         for side in (source.inputs, source.outputs)
@@ -465,7 +530,9 @@ def _result(judged: Judged) -> ArtifactResult:
     if saved.format == "coreml":
         notes.append(f"judged on {quality.n} inputs by the reference evaluator")
     if judged.variant.name == WEIGHTS:
-        notes.append("integers were slower than float here: int8 weights with float compute, a quarter of the size")
+        notes.append(
+            "integers were slower than float here: int8 weights with float compute, a quarter of the size"
+        )
     return ArtifactResult(
         format=saved.format,
         file=saved.path.name,
@@ -501,7 +568,16 @@ def _for_targets(recipe: Recipe) -> Recipe:
 
 
 def _versions() -> dict[str, str]:
-    names = ("torch", "torchao", "onnx", "onnxruntime", "litert-torch", "ai-edge-litert", "coremltools", "numpy")
+    names = (
+        "torch",
+        "torchao",
+        "onnx",
+        "onnxruntime",
+        "litert-torch",
+        "ai-edge-litert",
+        "coremltools",
+        "numpy",
+    )
     found = {"edgekit": __version__, "python": platform.python_version()}
     for name in names:
         try:
@@ -545,4 +621,3 @@ class _Stage:
 
 
 __all__ = ["Progress", "Request", "run"]
-

@@ -7,6 +7,7 @@ formats are lowered side by side, and their memory is gone when they are done.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -76,10 +77,19 @@ def _try_out(program: Program | QuantizedProgram, job: dict[str, Any], path: Pat
     """A file that its own runtime does not load, or that kills it, is no file; better here than in the pipeline."""
     source = program.program if isinstance(program, QuantizedProgram) else program
     grids = (program.input_grids, program.output_grids) if isinstance(program, QuantizedProgram) else ((), ())
-    saved = SavedModel(
-        job["format"], path, source.inputs, source.outputs, *grids, layout=job["layout"]
-    )
-    open_saved(saved)([np.zeros(i.shape, dtype=i.dtype) for i in source.inputs])
+    saved = SavedModel(job["format"], path, source.inputs, source.outputs, *grids, layout=job["layout"])
+    try:
+        open_saved(saved)([np.zeros(i.shape, dtype=i.dtype) for i in source.inputs])
+    except (LoweringError, RuntimeError, ValueError) as error:
+        said = str(error.__cause__ or error).strip().splitlines()[0][:300].rstrip(".")
+        op = re.search(r"\((\w+)\) failed to", said)
+        raise LoweringError(
+            format=job["format"],
+            op=op[1] if op else "the model",
+            where="",
+            why=f"the converter wrote a file that its own runtime refuses: {said}",
+            way_out=f"Replace the op in the model by supported ones, or leave {job['format']} out of --format.",
+        ) from error
 
 
 def main(path: str) -> int:

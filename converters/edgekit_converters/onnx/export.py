@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -76,8 +77,13 @@ def _lowering_error(program: Program, error: Exception) -> LoweringError:
     while cause is not None:
         text = f"{text}\n{cause}"
         cause = cause.__cause__  # type: ignore[assignment]
+    # An op that is decomposed on the way is named by its parts: `aten.erfinv` by `prims.erf_inv`.
+    parts = {name.replace("_", "") for name in re.findall(r"target=torch\.ops\.\w+\.(\w+)", text)}
     for node in program.graph.graph.nodes:
-        if node.op == "call_function" and (str(node.target) in text or f"'{node.name}'" in text):
+        if node.op != "call_function":
+            continue
+        base = str(node.target).split(".")[1] if "." in str(node.target) else node.name
+        if str(node.target) in text or f"'{node.name}'" in text or base.replace("_", "") in parts:
             return LoweringError(
                 format="onnx",
                 op=str(node.target).removesuffix(".default"),
@@ -86,7 +92,11 @@ def _lowering_error(program: Program, error: Exception) -> LoweringError:
                 way_out=WAY_OUT,
             )
     return LoweringError(
-        format="onnx", op="the model", where="", why=text.strip().splitlines()[0][:300], way_out=WAY_OUT
+        format="onnx",
+        op="the model",
+        where="",
+        why=text.strip().splitlines()[0][:300].rstrip("."),
+        way_out=WAY_OUT,
     )
 
 

@@ -161,7 +161,9 @@ def _lowering_error(program: Program, error: Exception) -> LoweringError:
                 way_out=WAY_OUT,
             )
     first = next((line for line in text.splitlines() if line.strip()), "unknown")
-    return LoweringError(format="tflite", op="the model", where="", why=first[:300], way_out=WAY_OUT)
+    return LoweringError(
+        format="tflite", op="the model", where="", why=first[:300].rstrip("."), way_out=WAY_OUT
+    )
 
 
 @contextmanager
