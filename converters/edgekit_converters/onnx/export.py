@@ -73,10 +73,11 @@ def _has_gelu(program: Program) -> bool:
 
 def _lowering_error(program: Program, error: Exception) -> LoweringError:
     """Name the op and its line; torch's exporter says them somewhere in a chain of causes."""
-    text, cause = "", error.__cause__ or error
+    text = ""
+    cause: BaseException | None = error.__cause__ or error
     while cause is not None:
         text = f"{text}\n{cause}"
-        cause = cause.__cause__  # type: ignore[assignment]
+        cause = cause.__cause__
     # An op that is decomposed on the way is named by its parts: `aten.erfinv` by `prims.erf_inv`.
     parts = {name.replace("_", "") for name in re.findall(r"target=torch\.ops\.\w+\.(\w+)", text)}
     for node in program.graph.graph.nodes:
