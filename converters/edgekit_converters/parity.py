@@ -110,7 +110,8 @@ def distances(
         if y.shape != r.shape:
             yield np.full(max(r.size, 1), np.inf)
             continue
-        both = np.abs(y.astype(np.float64) - r.astype(np.float64)) / step
+        with np.errstate(invalid="ignore"):
+            both = np.abs(y.astype(np.float64) - r.astype(np.float64)) / step
         yield np.where(np.isnan(both), np.inf, both)
 
 

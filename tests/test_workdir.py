@@ -1,0 +1,158 @@
+"""Stages on disk: found again by what went into them, made again when they were not finished."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgekit.errors import UsageError
+from edgekit.workdir import NO_ROOM, WorkDir, stage_key
+
+
+class Maker:
+    """Writes a file and counts its calls."""
+
+    def __init__(self, text: str = "made") -> None:
+        self.calls, self.text = 0, text
+
+    def __call__(self, folder: Path) -> dict[str, object]:
+        self.calls += 1
+        assert not list(folder.iterdir())
+        (folder / "file").write_text(self.text)
+        return {"n": self.calls, "ü": [1.5, None]}
+
+
+def test_a_finished_stage_is_found_with_its_facts_and_files(tmp_path: Path) -> None:
+    make = Maker()
+    first = WorkDir(tmp_path / "out", resume=False).stage("lower", "k" * 64, make)
+    again = WorkDir(tmp_path / "out", resume=True).stage("lower", "k" * 64, make)
+    assert (first[2], again[2], make.calls) == (False, True, 1)
+    assert first[:2] == again[:2]
+    assert again[1] == {"n": 1, "ü": [1.5, None]}
+    assert (again[0] / "file").read_text() == "made"
+
+
+def test_without_resume_nothing_of_an_earlier_run_is_used(tmp_path: Path) -> None:
+    make = Maker()
+    WorkDir(tmp_path / "out", resume=False).stage("lower", "k" * 64, make)
+    assert not WorkDir(tmp_path / "out", resume=False).stage("lower", "k" * 64, make)[2]
+    assert make.calls == 2
+
+
+def test_another_key_or_name_is_another_stage(tmp_path: Path) -> None:
+    work, make = WorkDir(tmp_path / "out", resume=False), Maker()
+    folders = {work.stage(name, key * 64, make)[0] for name, key in (("a", "1"), ("a", "2"), ("b", "1"))}
+    assert len(folders) == make.calls == 3
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError, SystemExit])
+def test_an_interrupted_stage_is_made_anew_from_an_empty_folder(
+    tmp_path: Path, stop: type[BaseException]
+) -> None:
+    def interrupted(folder: Path) -> dict[str, object]:
+        (folder / "half").write_text("ha")
+        raise stop
+
+    work = WorkDir(tmp_path / "out", resume=False)
+    with pytest.raises(stop):
+        work.stage("lower", "k" * 64, interrupted)
+    assert list(tmp_path.iterdir()) == []
+    make = Maker()
+    assert not WorkDir(tmp_path / "out", resume=True).stage("lower", "k" * 64, make)[2]
+
+
+def test_a_stage_that_a_power_cut_ended_is_made_anew(tmp_path: Path) -> None:
+    work, make = WorkDir(tmp_path / "out", resume=False), Maker()
+    folder, _, _ = work.stage("lower", "k" * 64, make)
+    (folder / "done.json").rename(folder / "done.json.part")
+    (folder / "half").write_text("ha")
+    assert not WorkDir(tmp_path / "out", resume=True).stage("lower", "k" * 64, make)[2]
+    assert sorted(p.name for p in folder.iterdir()) == ["done.json", "file"]
+
+
+def test_a_failed_stage_leaves_the_finished_ones(tmp_path: Path) -> None:
+    work, make = WorkDir(tmp_path / "out", resume=False), Maker()
+    kept, _, _ = work.stage("quantize", "q" * 64, make)
+
+    def fails(folder: Path) -> dict[str, object]:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        work.stage("lower", "k" * 64, fails)
+    assert list(work.path.iterdir()) == [kept]
+
+
+@pytest.mark.parametrize("code", NO_ROOM)
+def test_no_room_is_an_error_of_usage_that_keeps_what_is_finished(tmp_path: Path, code: int) -> None:
+    def full(folder: Path) -> dict[str, object]:
+        raise OSError(code, os.strerror(code), str(folder / "model.onnx"))
+
+    work = WorkDir(tmp_path / "out", resume=False)
+    kept, _, _ = work.stage("quantize", "q" * 64, Maker())
+    with pytest.raises(UsageError, match=r"model\.onnx") as caught:
+        work.stage("lower", "k" * 64, full)
+    assert os.strerror(code) in caught.value.what
+    assert "--resume" in caught.value.way_out
+    assert list(work.path.iterdir()) == [kept]
+
+
+def test_another_error_of_the_system_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    def broken(folder: Path) -> dict[str, object]:
+        raise OSError(errno.EIO, "I/O error")
+
+    with pytest.raises(OSError, match="I/O error"):
+        WorkDir(tmp_path / "out", resume=False).stage("lower", "k" * 64, broken)
+
+
+def test_a_place_that_cannot_be_written_is_an_error_of_usage(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="Not a directory"):
+        WorkDir(tmp_path / "file" / "out", resume=False).stage("lower", "k" * 64, Maker())
+
+
+def test_the_current_directory_as_output_keeps_its_work_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    work = WorkDir(Path(), resume=False)
+    work.stage("lower", "k" * 64, Maker())
+    assert list(here.iterdir()) == []
+    assert work.path == tmp_path / ".here.edgekit"
+
+
+def test_removing_leaves_nothing(tmp_path: Path) -> None:
+    work = WorkDir(tmp_path / "out", resume=False)
+    work.stage("lower", "k" * 64, Maker())
+    work.remove()
+    work.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(VALUES, VALUES)
+def test_keys_differ_when_what_went_in_differs(a: object, b: object) -> None:
+    assert stage_key(a, b) == stage_key(a, b)
+    assert len(stage_key(a)) == 64
+    assert (stage_key(a) == stage_key(b)) == (repr_json(a) == repr_json(b))
+    assert stage_key(a, b) != stage_key([a, b])
+
+
+def repr_json(value: object) -> str:
+    import json
+
+    return json.dumps(value, sort_keys=True)
+
+
+def test_the_order_of_a_tables_keys_does_not_matter() -> None:
+    assert stage_key({"a": 1, "b": 2}) == stage_key({"b": 2, "a": 1})
