@@ -55,7 +55,8 @@ def open_saved(model: SavedModel) -> Predict:
     """
     try:
         return _OPENERS[model.format](model)
-    except (RuntimeError, ValueError, ImportError) as error:
+    except Exception as error:
+        # Every runtime has exceptions of its own, ONNX Runtime's not even below RuntimeError.
         raise LoweringError(
             format=model.format,
             op="the saved file",
