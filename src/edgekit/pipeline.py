@@ -116,7 +116,9 @@ def run(request: Request, progress: Progress = lambda _stage, _detail: None) -> 
         Interrupted: Ctrl-C; finished stages are kept for `resume`.
     """
     check_out(request.out)
-    with _listening() as interrupted:
+    # The caller may be in the middle of a training: its random numbers are not ours to spend.
+    with _listening() as interrupted, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(request.recipe.seed)
 
         def told(stage: str, detail: str) -> None:
             if interrupted():

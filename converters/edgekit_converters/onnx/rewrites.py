@@ -129,11 +129,12 @@ def clamp_in_integers(model: ir.Model) -> None:
         before = clamp.inputs[0].producer()
         if before is None or before.op_type not in FUSED_BEFORE_CLAMP:
             continue
-        scale = float(_array(quantize.inputs[1]).reshape(()))
+        scale = np.float32(_array(quantize.inputs[1]).reshape(()))
         zero_point = int(_array(quantize.inputs[2]).reshape(()))
         low, high = _clamp_limits(clamp)
         limits = [
-            np.array(np.clip(round(v / scale) + zero_point, -128, 127), dtype=np.int8)
+            # Divided in float32 like QuantizeLinear does: a tie there is none in float64.
+            np.array(np.clip(np.rint(np.float32(v) / scale) + zero_point, -128, 127), dtype=np.int8)
             if np.isfinite(v)
             else None
             for v in (low, high)
@@ -422,10 +423,10 @@ def _replace(model: ir.Model, old: ir.Node, new: list[ir.Node]) -> None:
     out, last = old.outputs[0], new[-1].outputs[0]
     last.name, last.dtype, last.shape = out.name, out.dtype if last.dtype is None else last.dtype, out.shape
     model.graph.insert_before(old, new)
-    ir.convenience.replace_all_uses_with(out, last)
     for i, graph_out in enumerate(model.graph.outputs):
         if graph_out is out:
             model.graph.outputs[i] = last
+    ir.convenience.replace_all_uses_with(out, last)
     out.name = f"{out.name}_replaced"
     model.graph.remove(old, safe=True)
 
