@@ -170,12 +170,14 @@ class Metric:
         make: gives an empty tally.
         higher_is_better: False for errors.
         needs_labels: the data must carry labels.
+        default_drop: largest loss that is accepted when the user names none.
     """
 
     name: str
     make: Callable[[], Tally]
     higher_is_better: bool = True
     needs_labels: bool = True
+    default_drop: float = 0.01
 
     def drop(self, baseline: float, value: float) -> float:
         """Loss against the baseline in the metric's own unit; above zero is worse."""
@@ -186,7 +188,7 @@ METRICS: Final[dict[str, Metric]] = {
     "top1": Metric("top1", Top1),
     "f1": Metric("f1", MacroF1),
     "mae": Metric("mae", MeanAbsoluteError, higher_is_better=False),
-    "agreement": Metric("agreement", Agreement, needs_labels=False),
+    "agreement": Metric("agreement", Agreement, needs_labels=False, default_drop=0.1),
 }
 
 

@@ -20,8 +20,11 @@ from edgekit_converters.program import Program
 Array = NDArray[Any]
 Batch = tuple[torch.Tensor, ...]
 
-BATCH = 16
+# Values of a batch over all inputs: what fits the caches runs twice as fast as what does not.
+BATCH_VALUES = 1 << 18
+MAX_BATCH = 64
 SCORING_SAMPLES = 64
+SCORING_VALUES = 1 << 22
 PROOF_SAMPLES = 32
 # A 99.9th percentile means little below a few thousand values; a classifier of ten classes needs more inputs.
 PROOF_VALUES = 2500
@@ -56,7 +59,7 @@ class Inputs:
 
 def from_data(data: Data, program: Program) -> Inputs:
     """Inputs of the user."""
-    size = BATCH if program.dynamic_batch else 1
+    size = batch_size(program)
     return Inputs(
         calibration=lambda: (tensors(batch) for batch in data.calibration(size)),
         evaluation=lambda: data.evaluation(size),
@@ -84,7 +87,7 @@ def from_model(program: Program, model_sha256: str, work: WorkDir, *, seed: int)
         arrays = tuple(archive[f"arr_{i}"] for i in range(len(program.inputs)))
     calibration = tuple(a[:DISTILLED_SAMPLES] for a in arrays)
     held_out = tuple(a[DISTILLED_SAMPLES:] for a in arrays)
-    size = BATCH if program.dynamic_batch else 1
+    size = batch_size(program)
     return Inputs(
         calibration=lambda: (tensors(b) for b in split(calibration, size)),
         evaluation=lambda: ((b, None) for b in split(held_out, size)),
@@ -103,13 +106,24 @@ def proof_samples(program: Program) -> int:
     return min(MAX_PROOF_SAMPLES, max(PROOF_SAMPLES, -(-PROOF_VALUES // max(values, 1))))
 
 
+def input_values(program: Program) -> int:
+    """Number of values of one sample over all inputs."""
+    return max(1, sum(math.prod(i.shape) for i in program.inputs))
+
+
+def batch_size(program: Program) -> int:
+    """Samples of a batch; one where the graph takes no other."""
+    return max(1, min(MAX_BATCH, BATCH_VALUES // input_values(program))) if program.dynamic_batch else 1
+
+
 def scoring(inputs: Inputs) -> list[Batch]:
-    """The first `SCORING_SAMPLES` calibration inputs in batches."""
+    """The first calibration inputs in batches, `SCORING_SAMPLES` of them or fewer where they are large."""
     taken, seen = [], 0
     for batch in inputs.calibration():
         taken.append(batch)
         seen += len(batch[0])
-        if seen >= SCORING_SAMPLES:
+        values = sum(x[0].numel() for x in batch)
+        if seen >= min(SCORING_SAMPLES, max(8, SCORING_VALUES // values)):
             break
     return taken
 
@@ -137,4 +151,4 @@ def first(n: int, batches: Any) -> tuple[Array, ...]:
     return tuple(np.concatenate(column)[:n] for column in zip(*kept, strict=True))
 
 
-__all__ = ["Inputs", "first", "from_data", "from_model", "scoring", "split", "tensors"]
+__all__ = ["Inputs", "batch_size", "first", "from_data", "from_model", "input_values", "scoring", "split", "tensors"]

@@ -569,6 +569,13 @@ def _for_targets(recipe: Recipe) -> Recipe:
     return replace(recipe, quantize=replace(recipe.quantize, weight_bits=7))
 
 
+def _with_drop(recipe: Recipe, metric: Metric) -> Recipe:
+    """Spell the default of `max_drop` out; it depends on what is measured."""
+    if recipe.budget.max_drop is not None:
+        return recipe
+    return replace(recipe, budget=replace(recipe.budget, max_drop=metric.default_drop))
+
+
 def _versions() -> dict[str, str]:
     names = (
         "torch",

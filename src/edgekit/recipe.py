@@ -184,7 +184,7 @@ _RULES: Mapping[str, Mapping[str, _Rule]] = {
         "keep_float": _texts("a list of layer names, * and ? allowed"),
     },
     "budget": {
-        "max_drop": _number(0),
+        "max_drop": _optional(_number(0)),
         "max_latency_ms": _optional(_number(0, open_low=True)),
         "max_size_mb": _optional(_number(0, open_low=True)),
         "allow_slower": _flag(),
@@ -238,13 +238,14 @@ class Budget:
     """What an artifact must hold to be accepted.
 
     Attributes:
-        max_drop: largest loss of the metric against float, in the metric's own unit (0.01: a point of top-1).
+        max_drop: largest loss of the metric against float, in the metric's own unit (0.01: a point of top-1). None:
+            0.01; 0.1 where the metric is agreement with float, as borderline inputs tip over without any loss.
         max_latency_ms: largest median latency, None for no limit.
         max_size_mb: largest artifact in 10^6 bytes, None for no limit.
         allow_slower: accept an artifact that is more than 5% slower than its float twin.
     """
 
-    max_drop: float = 0.01
+    max_drop: float | None = None
     max_latency_ms: float | None = None
     max_size_mb: float | None = None
     allow_slower: bool = False

@@ -187,7 +187,7 @@ def _proof_reason(artifact: ArtifactResult) -> str:
 def _drop_reason(
     artifact: ArtifactResult, baseline: Baseline, layers: Sequence[LayerResult], budget: Budget
 ) -> str:
-    if artifact.drop is None or artifact.drop <= budget.max_drop:
+    if artifact.drop is None or budget.max_drop is None or artifact.drop <= budget.max_drop:
         return ""
     lost = numbers.points(artifact.drop, baseline.metric)
     allowed = numbers.points(budget.max_drop, baseline.metric)

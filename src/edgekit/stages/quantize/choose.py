@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from edgekit.evaluate import Metric
-from edgekit.inputs import Batch, Inputs, scoring
+from edgekit.inputs import Batch, Inputs, input_values, scoring
 from edgekit.recipe import Recipe
 from edgekit.report import LayerResult
 from edgekit.stages.quantize.apply import calibrate, convert, observe
@@ -22,8 +23,9 @@ from edgekit_converters.parity import run_reference
 from edgekit_converters.program import Program, QuantizedProgram
 from edgekit_converters.store import load_program, save_program
 
-# Inputs on which the reference is judged before anything is lowered.
+# Inputs on which the reference is judged before anything is lowered; fewer where they are large.
 JUDGED_SAMPLES: Final = 512
+JUDGED_VALUES: Final = 1 << 24
 # Layers that are kept float, worst first, when the grid alone breaks the budget.
 ISLANDS: Final = (1, 2, 4)
 DAMAGE_SAMPLES: Final = 4
@@ -132,7 +134,8 @@ def _within_budget(
     choice = search(program, recipe.quantize, inputs.calibration, judged, step=step)
     notes = [str(trial) for trial in choice.trials]
     lost = _lost(choice.program, program, inputs, metric)
-    if lost <= recipe.budget.max_drop:
+    allowed = math.inf if recipe.budget.max_drop is None else recipe.budget.max_drop
+    if lost <= allowed:
         return choice, notes
     step("looking for the layers that cost most")
     worst = _worst_layers(choice, judged, recipe.quantize.percentile)
@@ -145,7 +148,7 @@ def _within_budget(
         notes.append(f"kept float {', '.join(worst[:n])}: loses {lost_now:.4f} instead of {lost:.4f}")
         if lost_now < least:
             best, least = trial, lost_now
-        if lost_now <= recipe.budget.max_drop:
+        if lost_now <= allowed:
             break
     return best, notes
 
@@ -153,6 +156,7 @@ def _within_budget(
 def _lost(quantized: QuantizedProgram, program: Program, inputs: Inputs, metric: Metric) -> float:
     """Drop of the reference against float on the first `JUDGED_SAMPLES` evaluation inputs."""
     before, after, seen = metric.make(), metric.make(), 0
+    enough = max(16, min(JUDGED_SAMPLES, JUDGED_VALUES // input_values(program)))
     for arrays, labels in inputs.evaluation():
         outputs = run_reference(quantized, arrays)
         with torch.no_grad():
@@ -160,7 +164,7 @@ def _lost(quantized: QuantizedProgram, program: Program, inputs: Inputs, metric:
         before.add(floats, labels, floats)
         after.add(outputs, labels, floats)
         seen += len(arrays[0])
-        if seen >= JUDGED_SAMPLES:
+        if seen >= enough:
             break
     return metric.drop(before.value(), after.value())
 
