@@ -57,12 +57,12 @@ def export_tflite(
         try:
             with _exact_grid(strict=io_dtype == "float32"), channels_last_rules():
                 model = litert_torch.convert(wrapped, sample_kwargs=wrapped.example(), quant_config=config)
-                model.export(str(path))
-        except OSError:
-            raise
+                content = model.model_content()
         except Exception as error:
             # The library raises whatever its MLIR bindings raise; each means that this graph has no TFLite form.
             raise _lowering_error(source, error) from error
+    # Not by the library: its writer ends the process when the disk is full.
+    path.write_bytes(content)
 
 
 class _Named(nn.Module):
