@@ -392,7 +392,7 @@ def _is_weight(node: ir.Node) -> bool:
 def _array(value: ir.Value | None) -> np.ndarray:
     assert value is not None
     assert value.const_value is not None
-    return value.const_value.numpy()
+    return np.asarray(value.const_value.numpy())
 
 
 def _shifted(model: ir.Model, value: ir.Value, done: dict[str, ir.Value]) -> ir.Value:

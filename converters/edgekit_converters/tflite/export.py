@@ -65,7 +65,7 @@ def export_tflite(
     path.write_bytes(content)
 
 
-class _Named(nn.Module):
+class _Named(nn.Module):  # type: ignore[misc]
     """The graph with keyword inputs and a dict of outputs, which is how litert-torch learns their names."""
 
     def __init__(self, graph: GraphModule, program: Program, layout: str) -> None:
