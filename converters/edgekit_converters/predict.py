@@ -62,7 +62,8 @@ def open_saved(model: SavedModel) -> Predict:
             op="the saved file",
             where=str(model.path),
             why=f"its runtime does not load it ({error})",
-            way_out="Run `edgekit doctor`; if the runtime is there, leave this format out of --format and report it.",
+            way_out="Run `edgekit doctor`; if the runtime is there, "
+            "leave this format out of --format and report it.",
         ) from error
 
 

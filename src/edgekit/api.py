@@ -39,9 +39,10 @@ def compress(
     """Quantize a trained model to INT8 once, write it in up to three formats, and prove each saved file.
 
     Args:
-        model: `torch.nn.Module`, `torch.export.ExportedProgram`, or the path of a model file. It is not changed.
-        data: `.npz`, folder of class folders of images, "module:callable"; or in Python a dict of arrays, `(x, y)`,
-            an iterable of batches. Without it calibration inputs are distilled from the model.
+        model: `torch.nn.Module`, `torch.export.ExportedProgram`, or the path of a model file. It is not
+            changed.
+        data: `.npz`, folder of class folders of images, "module:callable"; or in Python a dict of arrays,
+            `(x, y)`, an iterable of batches. Without it calibration inputs are distilled from the model.
         out: directory of the bundle; default: `<model name>-edgekit` in the current directory.
         factory: "module:callable" that builds the network, for a state dict.
         trust: allow unpickling, which runs code from the file.

@@ -151,4 +151,14 @@ def first(n: int, batches: Any) -> tuple[Array, ...]:
     return tuple(np.concatenate(column)[:n] for column in zip(*kept, strict=True))
 
 
-__all__ = ["Inputs", "batch_size", "first", "from_data", "from_model", "input_values", "scoring", "split", "tensors"]
+__all__ = [
+    "Inputs",
+    "batch_size",
+    "first",
+    "from_data",
+    "from_model",
+    "input_values",
+    "scoring",
+    "split",
+    "tensors",
+]

@@ -1,4 +1,4 @@
-"""Judges saved files: proof against the reference, metric and agreement against float, time against the float twin."""
+"""Judges saved files: proof against the reference, metric against float, time against the float twin."""
 
 from __future__ import annotations
 
@@ -126,4 +126,3 @@ def census(name: str, path: Path) -> OpCensus | None:
 
 
 __all__ = ["Quality", "assess", "census", "prove", "time_files"]
-

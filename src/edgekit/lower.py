@@ -41,7 +41,9 @@ class Job:
     io: str = "float32"
 
 
-def lower(jobs: Sequence[Job], *, original: Program, processes: int | None = None) -> dict[Path, LoweringError]:
+def lower(
+    jobs: Sequence[Job], *, original: Program, processes: int | None = None
+) -> dict[Path, LoweringError]:
     """Run the jobs, at most `processes` at a time.
 
     Args:
@@ -130,7 +132,8 @@ class _Running:
             op="the model",
             where="",
             why=f"the converter's process died ({last})",
-            way_out="Run `edgekit doctor`; if all is well there, leave this format out of --format and report it.",
+            way_out="Run `edgekit doctor`; if all is well there, "
+            "leave this format out of --format and report it.",
         )
 
 

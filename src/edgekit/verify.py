@@ -46,7 +46,12 @@ class Verified:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         proofs = {n: {**asdict(p), "holds": p.holds} for n, p in self.proofs.items()}
-        return {"bundle": str(self.path), "holds": self.holds, "proofs": proofs, "failures": dict(self.failures)}
+        return {
+            "bundle": str(self.path),
+            "holds": self.holds,
+            "proofs": proofs,
+            "failures": dict(self.failures),
+        }
 
     def table(self) -> Table:
         """For a terminal."""
@@ -91,7 +96,8 @@ def prove_artifact(path: Path, name: str) -> Proof:
     saved = saved_model(bundle, name)
     if len(golden.inputs) != len(saved.inputs) or len(golden.outputs) != len(saved.outputs):
         raise UsageError(
-            f"{path}: golden vectors of {name} have {len(golden.inputs)} inputs and {len(golden.outputs)} outputs",
+            f"{path}: golden vectors of {name} have {len(golden.inputs)} inputs "
+            f"and {len(golden.outputs)} outputs",
             expected=f"{len(saved.inputs)} and {len(saved.outputs)}, as in manifest.json",
             way_out="Write the bundle anew with `edgekit compress`.",
         )

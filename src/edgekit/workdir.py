@@ -22,8 +22,8 @@ NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class WorkDir:
     """A hidden folder beside the output that holds one folder per finished stage.
 
-    A stage is named by a key: the hash of everything that its result depends on. A folder without its marker was
-    interrupted and is made again.
+    A stage is named by a key: the hash of everything that its result depends on. A folder without its marker
+    was interrupted and is made again.
 
     Args:
         out: the bundle directory; the folder is its sibling.
@@ -36,7 +36,9 @@ class WorkDir:
         if not resume:
             shutil.rmtree(self.path, ignore_errors=True)
 
-    def stage(self, name: str, key: str, make: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any], bool]:
+    def stage(
+        self, name: str, key: str, make: Callable[[Path], dict[str, Any]]
+    ) -> tuple[Path, dict[str, Any], bool]:
         """Run a stage, or find its result.
 
         Args:

@@ -1,7 +1,7 @@
 """One format in one process: `python -m edgekit.worker JOB.json`.
 
-Converters are large native libraries. In a process of their own they cannot take the pipeline down with them, two
-formats are lowered side by side, and their memory is gone when they are done.
+Converters are large native libraries. In a process of their own they cannot take the pipeline down with them,
+two formats are lowered side by side, and their memory is gone when they are done.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _convert(job: dict[str, Any], file: dict[str, str]) -> dict[str, Any]:
 
 
 def _try_out(program: Program | QuantizedProgram, job: dict[str, Any], path: Path) -> None:
-    """A file that its own runtime does not load, or that kills it, is no file; better here than in the pipeline."""
+    """A file that its own runtime refuses, or that kills it, is no file; better here than in the pipeline."""
     source = program.program if isinstance(program, QuantizedProgram) else program
     grids = (program.input_grids, program.output_grids) if isinstance(program, QuantizedProgram) else ((), ())
     saved = SavedModel(job["format"], path, source.inputs, source.outputs, *grids, layout=job["layout"])
@@ -88,7 +88,8 @@ def _try_out(program: Program | QuantizedProgram, job: dict[str, Any], path: Pat
             op=op[1] if op else "the model",
             where="",
             why=f"the converter wrote a file that its own runtime refuses: {said}",
-            way_out=f"Replace the op in the model by supported ones, or leave {job['format']} out of --format.",
+            way_out="Replace the op in the model by supported ones, "
+            f"or leave {job['format']} out of --format.",
         ) from error
 
 

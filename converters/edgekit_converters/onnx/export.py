@@ -26,9 +26,9 @@ WAY_OUT: Final = "Replace the op in the model by supported ones, or leave onnx o
 def export_onnx(program: QuantizedProgram | Program, path: Path) -> None:
     """Write a program as one self-contained ONNX file.
 
-    A quantized program becomes QDQ with uint8 activations: zero points are shifted by 128, the grid is the same.
-    ONNX Runtime's x86 kernels fuse only that form, its ARM kernels fuse both. The batch dimension is dynamic where
-    the program allows it. The same program gives the same bytes.
+    A quantized program becomes QDQ with uint8 activations: zero points are shifted by 128, the grid is the
+    same. ONNX Runtime's x86 kernels fuse only that form, its ARM kernels fuse both. The batch dimension is
+    dynamic where the program allows it. The same program gives the same bytes.
 
     Args:
         program: on the grid, or float for the float twin.

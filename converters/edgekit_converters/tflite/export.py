@@ -59,7 +59,8 @@ def export_tflite(
                 model = litert_torch.convert(wrapped, sample_kwargs=wrapped.example(), quant_config=config)
                 content = model.model_content()
         except Exception as error:
-            # The library raises whatever its MLIR bindings raise; each means that this graph has no TFLite form.
+            # The library raises whatever its MLIR bindings raise; each means that this graph has no TFLite
+            # form.
             raise _lowering_error(source, error) from error
     # Not by the library: its writer ends the process when the disk is full.
     path.write_bytes(content)
@@ -72,7 +73,8 @@ class _Named(nn.Module):  # type: ignore[misc]
         super().__init__()
         # Not `self.graph`: torch.export turns the module into a GraphModule, which owns that name.
         self.body = graph
-        # litert-torch warns of training mode; an exported graph refuses `.eval()` because it has only one mode.
+        # litert-torch warns of training mode; an exported graph refuses `.eval()` because it has only one
+        # mode.
         object.__setattr__(graph, "training", False)
         self.program = program
         self.last = [layout == "nhwc" and len(i.shape) == IMAGE_RANK for i in program.inputs]
@@ -112,8 +114,8 @@ def _quant_config() -> Any:
 def _exact_grid(*, strict: bool) -> Iterator[None]:
     """Have the converter take the quantize/dequantize pairs literally.
 
-    Otherwise it moves them as it sees fit: float islands become hybrid ops, and the pairs at the ends of the graph
-    are stripped. The option exists in its configuration, but `convert` does not pass it on.
+    Otherwise it moves them as it sees fit: float islands become hybrid ops, and the pairs at the ends of the
+    graph are stripped. The option exists in its configuration, but `convert` does not pass it on.
     """
     from litert_converter.mlir._mlir_libs import converter_api_ext
 
@@ -168,7 +170,7 @@ def _lowering_error(program: Program, error: Exception) -> LoweringError:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing of the converter's chatter on the terminal: Python prints, log records, and C++ writes to fd 2."""
+    """Keep the converter's chatter off the terminal: Python prints, log records, and C++ writes to fd 2."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     saved = os.dup(2)

@@ -14,7 +14,7 @@ from torch.fx import Node
 
 
 def pad_last(node: Node) -> None:
-    """Pads are listed from the last axis backwards: width, height, channels becomes channels, width, height."""
+    """Pads are listed from the last axis backwards: WHC becomes CWH."""
     given = node.args[1]
     assert isinstance(given, (list, tuple))
     pads = [*given, *[0] * (8 - len(given))]
