@@ -14,12 +14,14 @@ from torch.fx import Interpreter, Node
 
 from edgekit_converters.predict import Array, Predict
 from edgekit_converters.program import QuantizedProgram
+from edgekit_converters.reference import Reference
 
 # A file is the same grid when no output is further than this from the reference.
 MAX_STEPS: Final = 2.0
 P999_STEPS: Final = 1.0
-# Integer kernels hold their scales in fixed point and accumulate in other orders; a value this close to a rounding
-# tie, in steps, may go either way (LiteRT's int8 ADD: 2^-20 of its range of 256 steps, and some margin).
+# Integer kernels hold their scales in fixed point and accumulate in other orders; a value this close to a
+# rounding tie, in steps, may go either way (LiteRT's int8 ADD: 2^-20 of its range of 256 steps, and some
+# margin).
 TIE_SHARE: Final = 1.0 / 1024.0
 
 
@@ -59,6 +61,8 @@ class Bound:
     p999_steps: float = P999_STEPS
 
 
+# Values of a batch over all inputs that the caches hold.
+BATCH_VALUES: Final = 1 << 18
 RUNTIMES: Final = {"onnx": "ONNX Runtime", "tflite": "LiteRT", "coreml": "Core ML reference evaluator"}
 
 
@@ -71,8 +75,8 @@ def output_steps(program: QuantizedProgram, reference: Sequence[Array]) -> tuple
 
 
 def run_reference(program: QuantizedProgram, inputs: Sequence[Array]) -> tuple[Array, ...]:
-    """The quantized reference in torch, `[n, ...]` per output; batch by batch or one by one as the program allows."""
-    return _run(program, inputs, lambda *x: program.program.graph(*x))
+    """The quantized reference in torch, `[n, ...]` per output; in batches where the program allows them."""
+    return _run(program, inputs, Reference(program))
 
 
 def measure(
@@ -120,9 +124,9 @@ def tie_bound(
 ) -> Bound:
     """What rounding ties alone may do to the outputs of this network.
 
-    The reference is run again with a dither of ±`TIE_SHARE` of a step before every rounding. Most networks stay
-    within the ordinary bound; one that amplifies single steps (an average of few values, a recurrence) is allowed
-    what its own ties do, and no more.
+    The reference is run again with a dither of ±`TIE_SHARE` of a step before every rounding. Most networks
+    stay within the ordinary bound; one that amplifies single steps (an average of few values, a recurrence)
+    is allowed what its own ties do, and no more.
     """
     steps = output_steps(program, reference)
     worst, tail = 0.0, 0.0
@@ -152,7 +156,8 @@ class _Dither(Interpreter):  # type: ignore[misc]
 def _run(program: QuantizedProgram, inputs: Sequence[Array], call: Any) -> tuple[Array, ...]:
     tensors = [torch.from_numpy(np.ascontiguousarray(x)) for x in inputs]
     n = len(inputs[0])
-    size = 16 if program.program.dynamic_batch else 1
+    values = max(1, sum(x[:1].size for x in inputs))
+    size = max(1, min(64, BATCH_VALUES // values)) if program.program.dynamic_batch else 1
     parts: list[list[NDArray[Any]]] = []
     with torch.no_grad():
         for i in range(0, n, size):

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from edgekit_converters.coreml_reference.package import broken_package, read_package
-from edgekit_converters.coreml_reference.plan import Block, Name, Step, plan_block
+from edgekit_converters.coreml_reference.plan import plan_block
+from edgekit_converters.coreml_reference.steps import Block, Name, Step
 from edgekit_converters.errors import LoweringError
 
 # ArrayFeatureType.ArrayDataType of FeatureTypes.proto.

@@ -2,64 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
+from edgekit_converters.coreml_reference.integer_layers import IntegerWeight, in_integers, integer_weight
 from edgekit_converters.coreml_reference.ops.table import OPS
 from edgekit_converters.coreml_reference.package import Package, broken_package
+from edgekit_converters.coreml_reference.steps import Block, Name, Step, names_of
 from edgekit_converters.coreml_reference.values import value_of
 from edgekit_converters.errors import LoweringError
 
 CONTROL_FLOW = ("cond", "while_loop")
 MAX_NESTING = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Name:
-    """A variable, looked up when the step runs."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One operation, ready to run.
-
-    Attributes:
-        op: MIL op type.
-        function: computes it from keyword arguments; None for control flow.
-        constants: arguments known now.
-        variables: arguments by variable name, for a list argument a tuple of names and constants.
-        outputs: names that the results get.
-        blocks: nested blocks of control flow.
-        spent: variables that nothing reads after this step.
-    """
-
-    op: str
-    function: Callable[..., Any] | None
-    constants: dict[str, Any]
-    variables: dict[str, Name | tuple[Any, ...]]
-    outputs: tuple[str, ...]
-    blocks: tuple[Block, ...]
-    spent: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A straight list of steps.
-
-    Attributes:
-        inputs: names bound on entry, loop variables or none.
-        steps: in order.
-        outputs: per output its name, or its value where it is a constant.
-        constants: values of all constants of the block, read by nested blocks and outputs.
-    """
-
-    inputs: tuple[str, ...]
-    steps: tuple[Step, ...]
-    outputs: tuple[Any, ...]
-    constants: dict[str, Any]
 
 
 def plan_block(block: Any, package: Package, known: dict[str, Any], depth: int = 0) -> Block:
@@ -80,6 +34,7 @@ def plan_block(block: Any, package: Package, known: dict[str, Any], depth: int =
     if depth > MAX_NESTING:
         raise broken_package(package.path, f"its blocks are nested more than {MAX_NESTING} deep")
     constants = dict(known)
+    weights: dict[int, IntegerWeight] = {}
     steps: list[Step] = []
     for operation in block.operations:
         outputs = tuple(o.name for o in operation.outputs)
@@ -87,12 +42,15 @@ def plan_block(block: Any, package: Package, known: dict[str, Any], depth: int =
             constants[outputs[0]] = value_of(operation.attributes["val"], package)
         elif operation.type.startswith("constexpr_"):
             arguments = {k: value_of(v, package) for k, v in operation.attributes.items() if k != "name"}
-            constants[outputs[0]] = _function(operation.type, outputs)(**arguments)
+            value = constants[outputs[0]] = _function(operation.type, outputs)(**arguments)
+            if operation.type == "constexpr_affine_dequantize" and (weight := integer_weight(arguments)):
+                weights[id(value)] = weight
         else:
             steps.append(_step(operation, outputs, package, constants, depth))
     inputs = tuple(i.name for i in block.inputs)
     results = tuple(constants.get(name, Name(name)) for name in block.outputs)
-    return Block(inputs, _with_lifetimes(steps, results), results, constants)
+    planned = in_integers(steps, weights, results)
+    return Block(inputs, _with_lifetimes(planned, results), results, constants)
 
 
 def _step(
@@ -132,17 +90,6 @@ def _function(op: str, outputs: tuple[str, ...]) -> Callable[..., Any]:
     return OPS[op]
 
 
-def _names(step: Step) -> Iterator[str]:
-    for bound in step.variables.values():
-        for item in bound if isinstance(bound, tuple) else (bound,):
-            if isinstance(item, Name):
-                yield item.name
-    for block in step.blocks:
-        for inner in block.steps:
-            yield from _names(inner)
-        yield from (o.name for o in block.outputs if isinstance(o, Name))
-
-
 def _with_lifetimes(steps: list[Step], results: tuple[Any, ...]) -> tuple[Step, ...]:
     kept = {r.name for r in results if isinstance(r, Name)}
     made: set[str] = set()
@@ -151,7 +98,7 @@ def _with_lifetimes(steps: list[Step], results: tuple[Any, ...]) -> tuple[Step, 
     planned: list[Step] = []
     for step in reversed(steps):
         # Only what this block made may be dropped; names from outside belong to the enclosing block.
-        spent = tuple(sorted((set(_names(step)) | set(step.outputs)) & made - kept))
+        spent = tuple(sorted((set(names_of(step)) | set(step.outputs)) & made - kept))
         kept.update(spent)
         planned.append(
             Step(step.op, step.function, step.constants, step.variables, step.outputs, step.blocks, spent)

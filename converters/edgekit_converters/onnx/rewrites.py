@@ -99,7 +99,9 @@ def _rescaled(mul: ir.Node, quantize: ir.Node) -> ir.Value | None:
     sides = [v.producer() for v in mul.inputs]
     if not all(_is_dq(side) and not _is_weight(side) for side in sides):
         return None
-    constant = next((s for s in sides if s.inputs[0].const_value is not None and s.inputs[0].const_value.size == 1), None)
+    constant = next(
+        (s for s in sides if s.inputs[0].const_value is not None and s.inputs[0].const_value.size == 1), None
+    )
     other = next((s for s in sides if s.inputs[0].const_value is None), None)
     if constant is None or other is None:
         return None

@@ -107,7 +107,9 @@ def _refuse_code(path: Path, text: Any) -> None:
 
 def _is_size(text: str) -> bool:
     bare = _QUOTED_SYMBOL.sub("Symbol(", text)
-    return bool(_EXPRESSION.fullmatch(bare)) and all(_SIZE_WORD.fullmatch(w) for w in re.findall(r"\w+", bare))
+    return bool(_EXPRESSION.fullmatch(bare)) and all(
+        _SIZE_WORD.fullmatch(w) for w in re.findall(r"\w+", bare)
+    )
 
 
 def _mentions_gpu(text: Any) -> bool:

@@ -16,15 +16,12 @@ def quantize(
 ) -> Tensor:
     """`clip(round(input / scale) + zero_point)`, rounding half to even, saturating to int8 or uint8.
 
-    MIL gives the formula over the reals. In float32 the quotient is taken as a product with the reciprocal,
-    as PyTorch and the integer kernels do: sums of two tensors on the same grid often lie half way between
-    two steps, and with a division those ties would fall the other way than in the quantized reference.
     What becomes of NaN is left open by MIL; here it is the zero point.
     """
     dtype = TYPES[output_dtype]
     limits = torch.iinfo(dtype)
     at = integer(axis)
-    steps = torch.round(input * along(scale.reciprocal(), at, input.ndim))
+    steps = torch.round(input / along(scale, at, input.ndim))
     if steps.isnan().any():
         steps = torch.where(steps.isnan(), torch.zeros((), dtype=steps.dtype), steps)
     if zero_point is not None:

@@ -1,8 +1,8 @@
 """The INT8 grid: which tensors, which scales, and how that was decided.
 
-    rules.py → plan.py → quantizer.py → observers.py → apply.py      what is on the grid, and the graph on it
-    equalize.py, bias.py, correct.py, clamps.py, scalars.py          what makes the grid fit better
-    sensitivity.py, search.py, choose.py                             what was measured, and what was chosen
+rules.py → plan.py → quantizer.py → observers.py → apply.py      what is on the grid, and the graph on it
+equalize.py, bias.py, correct.py, clamps.py, scalars.py          what makes the grid fit better
+sensitivity.py, search.py, choose.py                             what was measured, and what was chosen
 """
 
 import logging

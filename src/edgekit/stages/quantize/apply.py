@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +17,7 @@ from edgekit.stages.quantize.observers import METHODS, PERCENTILE, ActivationObs
 from edgekit.stages.quantize.plan import GridPlan, make_plan
 from edgekit.stages.quantize.quantizer import GridQuantizer
 from edgekit.stages.quantize.scalars import lift_scalars
+from edgekit.stages.quantize.ties import avoid_ties
 
 qd = torch.ops.quantized_decomposed
 
@@ -77,7 +78,11 @@ def calibrate(observed: Observed, batches: Iterable[tuple[torch.Tensor, ...]]) -
 
 
 def convert(
-    observed: Observed, *, method: str = "minmax", percentile: float = PERCENTILE
+    observed: Observed,
+    *,
+    method: str = "minmax",
+    percentile: float = PERCENTILE,
+    ties: Sequence[tuple[torch.Tensor, ...]] = (),
 ) -> QuantizedProgram:
     """Read the observers by `method` and build the quantized program; may be called many times.
 
@@ -85,6 +90,7 @@ def convert(
         observed: after `calibrate`.
         method: "minmax", "percentile", "mse" or "entropy".
         percentile: share of values, in percent, that the "percentile" method keeps.
+        ties: a few inputs on which the scales of sums are moved off rounding ties; none leaves them.
     """
     if method not in METHODS:
         raise ValueError(f"observer {method!r}: expected one of {', '.join(METHODS)}")
@@ -93,6 +99,8 @@ def convert(
         if isinstance(module, ActivationObserver):
             module.method, module.percentile = method, percentile
     graph = convert_pt2e(graph, fold_quantize=True)
+    if ties:
+        avoid_ties(graph, observed.plan.group, ties)
     elide_clamps(graph)
     round_biases(graph)
     graph.graph.eliminate_dead_code()

@@ -160,7 +160,9 @@ def _lost(quantized: QuantizedProgram, program: Program, inputs: Inputs, metric:
     for arrays, labels in inputs.evaluation():
         outputs = run_reference(quantized, arrays)
         with torch.no_grad():
-            floats = tuple(y.numpy() for y in program.graph(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays)))
+            floats = tuple(
+                y.numpy() for y in program.graph(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
+            )
         before.add(floats, labels, floats)
         after.add(outputs, labels, floats)
         seen += len(arrays[0])

@@ -22,6 +22,8 @@ Batches = Sequence[Batch]
 
 # Samples whose means the biases are corrected to; more hardly change the mean and cost memory.
 CORRECTION_SAMPLES = 32
+# Samples that show which sums occur.
+TIE_SAMPLES = 4
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,11 @@ def search(
     """
     reference = run_all(program.graph, scoring)
     correction = list(itertools.islice(_samples(calibration()), CORRECTION_SAMPLES))
-    correction = [tuple(torch.cat(column) for column in zip(*correction, strict=True))] if program.dynamic_batch else correction
+    correction = (
+        [tuple(torch.cat(column) for column in zip(*correction, strict=True))]
+        if program.dynamic_batch
+        else correction
+    )
     trials: list[Trial] = []
     best: tuple[Trial, QuantizedProgram, Observed] | None = None
     for equalized in _options(settings.equalize):
@@ -89,7 +95,9 @@ def search(
         if equalized and not pairs:
             continue
         step(f"calibrating{' (equalized)' if equalized else ''}")
-        observed = observe(source, keep_float=(*settings.keep_float, *keep_float), weight_bits=settings.weight_bits)
+        observed = observe(
+            source, keep_float=(*settings.keep_float, *keep_float), weight_bits=settings.weight_bits
+        )
         calibrate(observed, calibration())
         for observer in settings.observers:
             for corrected in _options(settings.bias_correction):
@@ -101,12 +109,19 @@ def search(
                 if best is None or trial.snr_db > best[0].snr_db:
                     best = (trial, candidate, observed)
     assert best is not None
-    return Choice(*best, tuple(trials))
+    trial, _, observed = best
+    step("moving sums off rounding ties")
+    ties = correction if program.dynamic_batch else correction[:TIE_SAMPLES]
+    ties = [tuple(x[:TIE_SAMPLES] for x in batch) for batch in ties]
+    settled = build(observed, settings, trial.observer, correction if trial.corrected else (), ties)
+    return Choice(trial, settled, observed, tuple(trials))
 
 
-def build(observed: Observed, settings: Quantize, observer: str, correction: Batches = ()) -> QuantizedProgram:
-    """One quantized program; with `correction` batches its biases are corrected."""
-    candidate = convert(observed, method=observer, percentile=settings.percentile)
+def build(
+    observed: Observed, settings: Quantize, observer: str, correction: Batches = (), ties: Batches = ()
+) -> QuantizedProgram:
+    """One quantized program; with `correction` its biases are corrected, with `ties` sums keep off them."""
+    candidate = convert(observed, method=observer, percentile=settings.percentile, ties=ties)
     if correction:
         graph = candidate.program.graph
         correct_biases(graph, observed.program.graph, correction)
