@@ -168,6 +168,7 @@ def _run(request: Request, progress: Progress) -> Bundle:
     with clock.stage("data") as notes:
         inputs = open_inputs(request, recipe, candidate, work)
         metric = metric_for(recipe, inputs, candidate.program, where=_named(request.data))
+        recipe = _with_drop(recipe, metric)
         notes.extend(inputs.notes)
     with clock.stage("quantize") as notes:
         settled = settle(program, inputs, recipe, metric, work, candidate.sha256, step=clock.detail)
