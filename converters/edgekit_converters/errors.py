@@ -2,10 +2,10 @@
 
     EdgekitError                 exit code 1, never raised itself
     ├── UsageError          (2)  wrong option, unreadable model or data            edgekit.errors
-    ├── BudgetMissed        (3)  files are written, `accepted` is false            edgekit.errors
     ├── LoweringError       (4)  an op, its source line, the way out               here
     └── Interrupted       (130)  resumable                                         edgekit.errors
 
+A missed budget or proof is no error: the files are written, `accepted` is false, and the command exits with 3.
 The root lives here because converters are imported by the workbench and never the other way round.
 """
 

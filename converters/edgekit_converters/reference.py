@@ -49,7 +49,7 @@ class _Integer:
         assert isinstance(x, Node)
         assert isinstance(w, Node)
         scales = _constant(graph, w.args[1])
-        self.input_scale = float(x.args[1])  # type: ignore[arg-type]
+        self.input_scale = float(x.args[1])
         self.weight = _constant(graph, w.args[0]).to(torch.float32)
         self.scale = torch.tensor(self.input_scale) * scales.to(torch.float32)
         bias = node.args[2] if len(node.args) > 2 else None
@@ -85,17 +85,17 @@ class _Run(Interpreter):  # type: ignore[misc]
         """int32 sums as float32; |sum| < 2^24 is exact, beyond it int32 → float32 rounds as the kernels do."""
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         integers = torch.round(args[0] / layer.input_scale)
-        result = node.target(integers, layer.weight, layer.bias, *args[3:], **kwargs)  # type: ignore[operator]
+        result = node.target(integers, layer.weight, layer.bias, *args[3:], **kwargs)
         assert isinstance(result, torch.Tensor)
         return result.round_()
 
     def _requantize(self, node: Node, source: Node) -> torch.Tensor:
         sums = self.env[source]
         scale, zero_point, low, high = node.args[1:5]
-        factor = self.plan[source].scale / torch.tensor(float(scale), dtype=torch.float32)  # type: ignore[arg-type]
+        factor = self.plan[source].scale / torch.tensor(float(scale), dtype=torch.float32)
         if source.target is not aten.linear.default:
             factor = factor.reshape(-1, *[1] * (sums.dim() - 1 - CHANNEL_AXIS))
-        return torch.clamp(torch.round(sums * factor) + zero_point, low, high).to(torch.int8)  # type: ignore[arg-type,operator]
+        return torch.clamp(torch.round(sums * factor) + zero_point, low, high).to(torch.int8)
 
 
 def _plan(graph: GraphModule, node: Node) -> _Integer | None:

@@ -219,7 +219,7 @@ class MobileNetV3Small(nn.Module):
 class SameConv2d(nn.Conv2d):
     """TensorFlow's SAME padding, which is larger at the bottom and right when the total is odd."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own parameter name
+    def forward(self, input: Tensor) -> Tensor:
         """`[n, c, h, w]` to `[n, outputs, ceil(h/stride), ceil(w/stride)]`."""
         pads: list[int] = []
         for size, kernel, stride in zip(

@@ -238,10 +238,10 @@ def write_golden(folder: Path, golden: Golden, name: str = GOLDEN) -> None:
     }
     # Compressed bytes differ between versions of zlib; stored ones do not.
     with zipfile.ZipFile(folder / name, "w", zipfile.ZIP_STORED) as archive:
-        for name in sorted(arrays):
+        for key in sorted(arrays):
             buffer = io.BytesIO()
-            np.save(buffer, np.ascontiguousarray(arrays[name]), allow_pickle=False)
-            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            np.save(buffer, np.ascontiguousarray(arrays[key]), allow_pickle=False)
+            entry = zipfile.ZipInfo(f"{key}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             entry.create_system, entry.external_attr = 3, 0o644 << 16
             archive.writestr(entry, buffer.getvalue())
 

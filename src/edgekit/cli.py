@@ -66,9 +66,7 @@ def compress(
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="TOML file; options win over it.")] = None,
     preset: Annotated[str | None, typer.Option(help="fast, balanced or max.")] = None,
-    format: Annotated[  # noqa: A002 - the name of the option
-        str | None, typer.Option("--format", help="Of onnx,tflite,coreml.")
-    ] = None,
+    format: Annotated[str | None, typer.Option("--format", help="Of onnx,tflite,coreml.")] = None,
     target: Annotated[list[str] | None, typer.Option(help="Device profile; see `edgekit devices`.")] = None,
     max_drop: Annotated[float | None, typer.Option(help="Largest loss of the metric, e.g. 0.01.")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="Largest median latency here.")] = None,
@@ -176,8 +174,9 @@ def devices(
     def work() -> int:
         from dataclasses import asdict
 
-        from edgekit_devices import load_profile, names
         from rich.table import Table
+
+        from edgekit_devices import load_profile, names
 
         profiles = [load_profile(n) for n in ([name] if name else names())]
         if as_json:

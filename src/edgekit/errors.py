@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgekit_converters.errors import EdgekitError, LoweringError
 
-__all__ = ["BudgetMissed", "EdgekitError", "Interrupted", "LoweringError", "UsageError"]
+__all__ = ["EdgekitError", "Interrupted", "LoweringError", "UsageError"]
 
 
 class UsageError(EdgekitError):
@@ -23,13 +23,7 @@ class UsageError(EdgekitError):
         super().__init__(f"{what}\n  expected: {expected}\n  way out:  {way_out}")
 
 
-class BudgetMissed(EdgekitError):
-    """A budget or a proof does not hold; the files are written and `accepted` is false."""
-
-    exit_code = 3
-
-
-class Interrupted(EdgekitError):
+class Interrupted(EdgekitError):  # noqa: N818 - not a failure
     """Stopped by the user; finished stages are kept and `--resume` goes on from them."""
 
     exit_code = 130

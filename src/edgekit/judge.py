@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from edgekit.bench import LatencyStats, OpCensus, onnx_ops, runner, sample, stats, tflite_ops
 from edgekit.evaluate import Agreement, Metric, SignalToNoise
 from edgekit.inputs import Inputs, tensors
+from edgekit.report import SLOWER
+from edgekit.stages.quantize.choose import Variant
 from edgekit_converters.parity import Bound, Proof, measure, output_steps, run_reference, tie_bound
 from edgekit_converters.predict import Array, Predict, SavedModel, open_saved
 from edgekit_converters.program import Program, QuantizedProgram
@@ -39,6 +42,45 @@ class Quality:
     agreement: float
     snr_db: float
     n: int
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A saved file with everything that was measured on it.
+
+    Attributes:
+        saved: the file.
+        variant: how it was lowered.
+        proof: against the quantized reference.
+        quality: against the float model.
+        latency: of the file, None where it cannot be timed here.
+        float_latency: of its float twin.
+        baseline: metric of the float model and number of inputs.
+    """
+
+    saved: SavedModel
+    variant: Variant
+    proof: Proof
+    quality: Quality
+    latency: LatencyStats | None
+    float_latency: LatencyStats | None
+    baseline: tuple[float, int]
+
+    @property
+    def slower(self) -> bool:
+        """More than 5% slower than its float twin."""
+        return self.latency_ratio > SLOWER and math.isfinite(self.latency_ratio)
+
+    @property
+    def latency_ratio(self) -> float:
+        """Median latency over that of the float twin in the same rounds; infinite where it was not timed."""
+        if self.latency is None or self.float_latency is None:
+            return math.inf
+        return self.latency.p50_ms / self.float_latency.p50_ms
+
+    def faster_than(self, other: Judged) -> bool:
+        """Relative to the float twin of the same rounds; the machine may have changed between two timings."""
+        return self.latency_ratio < other.latency_ratio
 
 
 def prove(
@@ -125,4 +167,4 @@ def census(name: str, path: Path) -> OpCensus | None:
     return {"onnx": onnx_ops, "tflite": tflite_ops}[name](path) if name in TIMED else None
 
 
-__all__ = ["Quality", "assess", "census", "prove", "time_files"]
+__all__ = ["Judged", "Quality", "assess", "census", "prove", "time_files"]

@@ -64,10 +64,10 @@ def in_integers(
     for step in steps:
         layer = _layer(step, made_by, weights)
         if layer is not None and len(readers.get(step.outputs[0], ())) == reads[step.outputs[0]] > 0:
-            step, factors[step.outputs[0]] = layer
-        elif step.op == "quantize":
-            step = _scaled(step, factors)
-        replaced.append(step)
+            summed, factors[step.outputs[0]] = layer
+            replaced.append(summed)
+        else:
+            replaced.append(_scaled(step, factors) if step.op == "quantize" else step)
     return replaced
 
 
@@ -113,7 +113,7 @@ def _scaled(step: Step, factors: dict[str, Tensor]) -> Step:
 def _requantize(
     factor: Tensor,
     *,
-    input: Tensor,  # noqa: A002 -- the name that MIL gives it
+    input: Tensor,
     output_dtype: str,
     zero_point: Tensor | None = None,
     **_: Any,

@@ -180,7 +180,7 @@ def _plain(name: str, value: Any, kind: str) -> Any:
     return value
 
 
-def _convolution(  # noqa: PLR0917
+def _convolution(
     x: Any,
     w: Any,
     b: Any,

@@ -8,7 +8,7 @@ from edgekit_converters.coreml_reference.ops.arguments import TYPES, Tensor, alo
 
 
 def quantize(
-    input: Tensor,  # noqa: A002 -- the name that MIL gives it
+    input: Tensor,
     scale: Tensor,
     output_dtype: str,
     zero_point: Tensor | None = None,
@@ -30,7 +30,7 @@ def quantize(
 
 
 def dequantize(
-    input: Tensor,  # noqa: A002 -- the name that MIL gives it
+    input: Tensor,
     scale: Tensor,
     zero_point: Tensor | None = None,
     axis: Tensor | None = None,

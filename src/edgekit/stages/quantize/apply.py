@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from edgekit_converters.program import Grid, Program, QuantizedProgram
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
@@ -18,6 +17,7 @@ from edgekit.stages.quantize.plan import GridPlan, make_plan
 from edgekit.stages.quantize.quantizer import GridQuantizer
 from edgekit.stages.quantize.scalars import lift_scalars
 from edgekit.stages.quantize.ties import avoid_ties
+from edgekit_converters.program import Grid, Program, QuantizedProgram
 
 qd = torch.ops.quantized_decomposed
 
@@ -116,7 +116,7 @@ def convert(
 
 
 def _grid_of(node: Node) -> Grid:
-    return Grid(float(node.args[1]), int(node.args[2]))  # type: ignore[arg-type]
+    return Grid(float(node.args[1]), int(node.args[2]))
 
 
 def _input_grids(graph: GraphModule) -> tuple[Grid | None, ...]:

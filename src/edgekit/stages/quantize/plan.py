@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
-from edgekit_converters.program import Grid
 from torch.fx import GraphModule, Node
 
 from edgekit.stages.quantize.rules import (
@@ -30,6 +29,7 @@ from edgekit.stages.quantize.rules import (
     Kind,
     aten,
 )
+from edgekit_converters.program import Grid
 
 # A constant beyond this is a mask ("minus infinity"), not data: on an int8 grid it would swallow every other value.
 MASK_MAGNITUDE = 1e4
@@ -57,7 +57,7 @@ class GridPlan:
 
     def of_weights(self) -> GridPlan:
         """The same weights on the grid and nothing else."""
-        float_ops = {name: "int8 weights, float compute" for name in self.seeds}
+        float_ops = dict.fromkeys(self.seeds, "int8 weights, float compute")
         return GridPlan({}, {}, self.weights, frozenset(), frozenset(), {**self.kept_float, **float_ops})
 
 
@@ -131,7 +131,7 @@ def _has_rule(node: Node) -> bool:
     return node.target in RULES
 
 
-def _why_float(graph: GraphModule, node: Node, keep: tuple[str, ...]) -> str:
+def _why_float(graph: GraphModule, node: Node, keep: tuple[str, ...]) -> str:  # noqa: PLR0911 - a list of reasons
     """Reason for which an op stays float; "" when nothing speaks against the grid."""
     if any(fnmatchcase(node.name, p) or fnmatchcase(layer_name(node), p) for p in keep):
         return "asked for by name"
@@ -187,7 +187,7 @@ def _demote_islands(nodes: list[Node], seeds: dict[str, Kind]) -> dict[str, str]
 
 
 def _on_grid_before(node: Node, seeds: Mapping[str, Kind]) -> bool:
-    """The tensor comes from an op on the grid or is an input of the network; ops that move values are looked through."""
+    """The tensor comes from an op on the grid or is an input; ops that move values are looked through."""
     if node.op == "placeholder":
         return is_float_tensor(node)
     if node.target is operator.getitem or seeds.get(node.name) is Kind.SHARED:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from edgekit_converters.program import Grid
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer import (
     FixedQParamsQuantizationSpec,
@@ -20,6 +19,7 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 from edgekit.stages.quantize.observers import ActivationObserver, PerChannelWeightObserver
 from edgekit.stages.quantize.plan import GridPlan
 from edgekit.stages.quantize.rules import RULES, Kind
+from edgekit_converters.program import Grid
 
 ACTIVATION_MIN, ACTIVATION_MAX = -128, 127
 

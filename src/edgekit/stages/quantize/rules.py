@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Final
 
 import torch
+
 from edgekit_converters.program import Grid
 
 aten = torch.ops.aten

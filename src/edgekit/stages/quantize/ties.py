@@ -47,7 +47,7 @@ def avoid_ties(
     for node, counts in sums.seen.items():
         quantize = _quantize_after(node)
         assert quantize is not None
-        scale = float(quantize.args[1])  # type: ignore[arg-type]
+        scale = float(quantize.args[1])
         better = best_scale(counts, _operands(node), SUMS[node.target], scale)
         if better != scale:
             _rescale(graph, group, quantize, better)
@@ -130,7 +130,7 @@ def _operands(node: Node) -> tuple[tuple[float, int], tuple[float, int]]:
     a, b = node.args[:2]
     assert isinstance(a, Node)
     assert isinstance(b, Node)
-    return (float(a.args[1]), int(a.args[2])), (float(b.args[1]), int(b.args[2]))  # type: ignore[arg-type]
+    return (float(a.args[1]), int(a.args[2])), (float(b.args[1]), int(b.args[2]))
 
 
 def _rescale(graph: GraphModule, group: Mapping[str, str], quantize: Node, scale: float) -> None:

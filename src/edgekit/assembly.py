@@ -1,0 +1,186 @@
+"""Puts the bundle together: manifest, golden vectors, report, and the files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+from edgekit.bundle import (
+    Bundle,
+    Golden,
+    assemble,
+    digest,
+    write_golden,
+    write_manifest,
+    write_report,
+)
+from edgekit.errors import LoweringError
+from edgekit.inputs import Inputs
+from edgekit.judge import Judged, census
+from edgekit.load import Candidate
+from edgekit.lower import SUFFIX
+from edgekit.recipe import Recipe
+from edgekit.report import ArtifactResult, Baseline, Provenance, StageResult, build_report, render_html
+from edgekit.stages.quantize.choose import STATIC, WEIGHTS, Settled
+from edgekit.versions import versions
+from edgekit_converters.onnx import opset_of
+from edgekit_converters.parity import output_steps, run_reference
+from edgekit_converters.program import QuantizedProgram
+from edgekit_runtime import contract
+
+GOLDEN_FILES: Final = {STATIC: "golden.npz", WEIGHTS: "golden-weights.npz"}
+GOLDEN_SAMPLES: Final = 32
+# The golden inputs travel to every device.
+GOLDEN_BYTES: Final = 4_000_000
+MINIMUM_RUNTIME: Final = {"onnx": "1.17.0", "tflite": "2.14.0", "coreml": "17.0"}
+
+
+def write_bundle(
+    out: Path,
+    command: str,
+    recipe: Recipe,
+    candidate: Candidate,
+    settled: Settled,
+    inputs: Inputs,
+    judged: Mapping[str, Judged],
+    baseline: Baseline,
+    failures: Sequence[LoweringError],
+    stages: Sequence[StageResult],
+) -> Bundle:
+    """Assemble the directory; it appears whole or not at all."""
+    name = recipe.model.name or candidate.name
+    provenance = Provenance(
+        seed=recipe.seed,
+        versions=versions(),
+        recipe_sha256=recipe.digest(),
+        model_sha256=candidate.sha256,
+        calibration_sha256=inputs.sha256,
+        command=command,
+    )
+    report = build_report(
+        name=name,
+        version=recipe.model.version,
+        baseline=baseline,
+        artifacts=[_result(j) for j in judged.values()],
+        layers=settled.layers,
+        stages=stages,
+        budget=recipe.budget,
+        provenance=provenance,
+        notes=inputs.notes,
+        failures=failures,
+    )
+    with assemble(out) as folder:
+        for j in judged.values():
+            _copy(j.saved.path, folder / j.saved.path.name)
+        write_manifest(folder, _manifest(name, recipe, judged, inputs, provenance))
+        for variant in {j.variant.name: j.variant for j in judged.values()}.values():
+            allowed = max(j.proof.max_allowed for j in judged.values() if j.variant is variant)
+            write_golden(folder, _golden(variant.program, inputs, allowed), GOLDEN_FILES[variant.name])
+        write_report(folder, report, render_html(report))
+    return Bundle.open(out)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copyfile(source, target)
+
+
+def _golden(program: QuantizedProgram, inputs: Inputs, allowed: float) -> Golden:
+    reference = run_reference(program, inputs.proof)
+    sample_bytes = sum(a[:1].nbytes for a in (*inputs.proof, *reference))
+    n = max(2, min(GOLDEN_SAMPLES, GOLDEN_BYTES // sample_bytes))
+    return Golden(
+        inputs=tuple(x[:n] for x in inputs.proof),
+        outputs=tuple(y[:n] for y in reference),
+        step=output_steps(program, reference),
+        tolerance_steps=tuple(allowed for _ in reference),
+    )
+
+
+def _manifest(
+    name: str, recipe: Recipe, judged: Mapping[str, Judged], inputs: Inputs, provenance: Provenance
+) -> contract.Manifest:
+    source = next(iter(judged.values())).variant.program.program
+    specs = [
+        tuple(
+            contract.TensorSpec(
+                t.name, t.dtype, (-1, *t.shape[1:]) if source.dynamic_batch and t.batch else t.shape
+            )
+            for t in side
+        )
+        for side in (source.inputs, source.outputs)
+    ]
+    censuses = {n: census(n, j.saved.path) for n, j in judged.items()}
+    return contract.Manifest(
+        name=name,
+        version=recipe.model.version,
+        inputs=specs[0],
+        outputs=specs[1],
+        artifacts=tuple(_artifact(j, recipe) for j in judged.values()),
+        task=recipe.model.task,
+        labels=recipe.model.labels or inputs.labels,
+        preprocessing=dict(recipe.preprocessing),
+        compatibility=contract.Compatibility(
+            opset=opset_of(judged["onnx"].saved.path) if "onnx" in judged else None,
+            minimum_runtime={n: MINIMUM_RUNTIME[n] for n in judged},
+            ops={n: tuple(sorted(c.all())) for n, c in censuses.items() if c is not None},
+        ),
+        # Neither the command nor a path: the same model, recipe and data give the same bytes anywhere.
+        provenance={k: v for k, v in asdict(provenance).items() if k != "command"},
+    )
+
+
+def _artifact(judged: Judged, recipe: Recipe) -> contract.Artifact:
+    saved = judged.saved
+    content = digest(saved.path)
+    grids = [
+        tuple(contract.Grid(g.scale, g.zero_point) if g else None for g in side)
+        for side in (saved.input_grids, saved.output_grids)
+    ]
+    return contract.Artifact(
+        format=saved.format,
+        file=saved.path.name,
+        sha256=content.sha256,
+        size_bytes=content.size_bytes,
+        io_dtype=recipe.io if saved.format == "tflite" else "float32",
+        input_grids=grids[0],
+        output_grids=grids[1],
+        input_layout=saved.layout,
+        golden=GOLDEN_FILES[judged.variant.name],
+    )
+
+
+def _result(judged: Judged) -> ArtifactResult:
+    saved, quality = judged.saved, judged.quality
+    counted = census(saved.format, saved.path)
+    twin = saved.path.with_name(f"float{SUFFIX[saved.format]}")
+    notes = []
+    if saved.format == "coreml":
+        notes.append(f"judged on {quality.n} inputs by the reference evaluator")
+    if judged.variant.name == WEIGHTS:
+        notes.append(
+            "integers were slower than float here: int8 weights with float compute, a quarter of the size"
+        )
+    return ArtifactResult(
+        format=saved.format,
+        file=saved.path.name,
+        size_bytes=digest(saved.path).size_bytes,
+        proof=judged.proof,
+        metric=quality.metric,
+        drop=quality.drop,
+        agreement=quality.agreement,
+        snr_db=quality.snr_db,
+        latency=judged.latency,
+        float_latency=judged.float_latency,
+        float_size_bytes=digest(twin).size_bytes if twin.exists() else None,
+        lowering=judged.variant.name,
+        int8_ops=counted.int8_ops if counted else None,
+        float_ops=dict(counted.floating) if counted else {},
+        delegated_partitions=counted.partitions if counted and saved.format == "tflite" else None,
+        notes=tuple(notes),
+    )

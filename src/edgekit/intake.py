@@ -1,0 +1,88 @@
+"""What goes into a run: the model, the inputs that calibrate and judge it, and the metric."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgekit.data import Preprocessing, check_labels, check_range, open_data, peek
+from edgekit.errors import UsageError
+from edgekit.evaluate import Metric, choices, choose_metric, class_axis, has_classes
+from edgekit.inputs import Inputs, from_data, from_model
+from edgekit.load import Candidate, load_candidate
+from edgekit.recipe import Recipe
+from edgekit.workdir import WorkDir
+from edgekit_converters.program import Program
+
+
+def load(model: Any, data: Any, wish: Mapping[str, Any]) -> Candidate:
+    """Read the model; where it does not tell its input shapes, the data does.
+
+    Args:
+        model: file, module or exported program.
+        data: of the user, or None.
+        wish: "factory", "trust" and "input_shapes" for `load_candidate`.
+    """
+    if wish.get("input_shapes") is not None or data is None:
+        return load_candidate(model, **wish)
+    try:
+        return load_candidate(model, **wish)
+    except UsageError as unknown:
+        example = peek(data)
+        if example is None or "--input-shape" not in str(unknown):
+            raise
+        return load_candidate(model, **wish, example=tuple(torch.from_numpy(x) for x in example))
+
+
+def open_inputs(given: Any, recipe: Recipe, candidate: Candidate, work: WorkDir) -> Inputs:
+    """The user's data, checked against the float model; or inputs distilled from the model."""
+    program = candidate.program
+    if given is None:
+        inputs = from_model(program, candidate.sha256, work, seed=recipe.seed)
+        note = "No data was given: calibration inputs were distilled from the model and nothing was measured on real data."
+        return replace(inputs, notes=(note, *inputs.notes))
+    preprocessing = Preprocessing.from_dict(recipe.preprocessing) if recipe.preprocessing else None
+    data = open_data(
+        given,
+        inputs=program.inputs,
+        preprocessing=preprocessing,
+        seed=recipe.seed,
+        calibration_size=recipe.quantize.calibration_size,
+    )
+    inputs = from_data(data, program)
+    warning = check_range(program, next(iter(data.calibration(1))))
+    return replace(inputs, notes=(*inputs.notes, warning)) if warning else inputs
+
+
+def metric_for(recipe: Recipe, inputs: Inputs, program: Program, *, where: str) -> Metric:
+    """The metric that was asked for or suits the data; labels are checked against the number of classes."""
+    with torch.no_grad():
+        outputs = [y.numpy() for y in program.graph(*program.example)]
+    classes = has_classes(outputs[0])
+    metric = choose_metric(recipe.metric, labels=inputs.has_labels, classes=classes)
+    if metric.needs_labels:
+        counted = metric.name in {"top1", "f1"}
+        per_input = choices(outputs[0]).size if counted else outputs[0].size
+        axis = class_axis(outputs[0])
+        for arrays, labels in inputs.evaluation():
+            assert labels is not None
+            if labels.size != per_input * len(arrays[0]):
+                raise UsageError(
+                    f"{where}: labels of shape {labels.shape[1:]} for each input",
+                    expected=f"{per_input} for each input, for --metric {metric.name}",
+                    way_out="Give class numbers, not one-hot rows."
+                    if counted
+                    else "Give one value per output.",
+                )
+            if counted and axis is not None:
+                check_labels(labels, outputs[0].shape[axis], f"{where}: evaluation labels")
+    return metric
+
+
+def named(data: Any) -> str:
+    """What to call the data in a message."""
+    return str(data) if isinstance(data, (str, Path)) else "data"
