@@ -11,8 +11,8 @@ from torch.utils import _pytree as pytree
 
 from edgekit.errors import LoweringError, UsageError
 from edgekit.load import load_candidate
-from edgekit.load.quiet import quiet
 from edgekit_converters.program import Program
+from edgekit_converters.quiet import quiet_torch
 from support.load_models import (
     FAMILIES,
     Branching,
@@ -53,7 +53,7 @@ def assert_same(program: Program, module: torch.nn.Module, rows: tuple[torch.Ten
 def saved(form: str, module: torch.nn.Module, rows: tuple[torch.Tensor, ...], path: Path) -> object:
     if form == "module":
         return module
-    with quiet():
+    with quiet_torch():
         if form == "exported":
             torch.export.save(torch.export.export(module, rows), path)
         elif form == "traced":

@@ -21,8 +21,8 @@ from edgekit.errors import UsageError
 from edgekit.load import load_candidate
 from edgekit.load.archive import FREE_EXPANSION_BYTES
 from edgekit.load.files import identify
-from edgekit.load.quiet import quiet
 from edgekit.load.sniff import KINDS, sniff
+from edgekit_converters.quiet import quiet_torch
 
 FACTORY = """
 import torch
@@ -52,7 +52,7 @@ def factory(tmp_path, monkeypatch):
 
 
 def exported_file(path: Path) -> Path:
-    with quiet():
+    with quiet_torch():
         torch.export.save(torch.export.export(network(), (torch.randn(1, 3),)), path)
     return path
 
@@ -185,7 +185,7 @@ def test_exported_programs_and_scripts_need_no_name_and_no_option(tmp_path):
     assert (candidate.form, candidate.name, candidate.size_bytes) == (
         "exported program", "数 据", path.stat().st_size,
     )  # fmt: skip
-    with quiet():
+    with quiet_torch():
         torch.jit.trace(network(), torch.randn(1, 3)).save(tmp_path / "m")
     assert load_candidate(tmp_path / "m").form == "torchscript"
 
@@ -251,7 +251,7 @@ def test_truncated_files_are_called_so(tmp_path, kind, share):
     if kind == "exported":
         exported_file(path)
     elif kind == "script":
-        with quiet():
+        with quiet_torch():
             torch.jit.trace(network(), torch.randn(1, 3)).save(path)
     else:
         torch.save(network().state_dict(), path)

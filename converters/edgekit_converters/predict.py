@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgekit_converters.errors import LoweringError
 from edgekit_converters.program import Grid, TensorInfo
+from edgekit_converters.quiet import quiet_native
 
 Array = NDArray[Any]
 Predict = Callable[[Sequence[Array]], tuple[Array, ...]]
@@ -85,8 +86,10 @@ def _open_onnx(model: SavedModel) -> Predict:
 
 
 def _open_tflite(model: SavedModel) -> Predict:
-    interpreter = _interpreter(model)
-    interpreter.allocate_tensors()
+    # LiteRT announces its delegate on standard error each time.
+    with quiet_native():
+        interpreter = _interpreter(model)
+        interpreter.allocate_tensors()
     signature = next(iter(interpreter.get_signature_list().values()))
     runner = interpreter.get_signature_runner()
     details_in, details_out = runner.get_input_details(), runner.get_output_details()

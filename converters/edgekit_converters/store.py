@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +11,7 @@ from typing import Any
 import torch
 
 from edgekit_converters.program import Grid, Program, QuantizedProgram, TensorInfo
+from edgekit_converters.quiet import quiet_torch
 
 _META = "edgekit.json"
 
@@ -108,24 +105,3 @@ def _info(meta: dict[str, Any]) -> TensorInfo:
 
 def _grid(meta: dict[str, Any] | None) -> Grid | None:
     return None if meta is None else Grid(meta["scale"], meta["zero_point"])
-
-
-@contextmanager
-def quiet_torch() -> Iterator[None]:
-    """Keep warnings and log records of torch's exporters away from the user; errors still arrive."""
-    names = [
-        n
-        for n in logging.root.manager.loggerDict
-        if n.split(".")[0] in {"torch", "torchao", "onnxscript", "onnx_ir"}
-    ]
-    loggers = [logging.getLogger(n) for n in ("torch", "onnxscript", "onnx_ir", *names)]
-    disabled = [x.disabled for x in loggers]
-    for x in loggers:
-        x.disabled = True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for x, was in zip(loggers, disabled, strict=True):
-            x.disabled = was

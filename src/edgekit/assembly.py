@@ -163,9 +163,7 @@ def _result(judged: Judged) -> ArtifactResult:
     if saved.format == "coreml":
         notes.append(f"judged on {quality.n} inputs by the reference evaluator")
     if judged.variant.name == WEIGHTS:
-        notes.append(
-            "integers were slower than float here: int8 weights with float compute, a quarter of the size"
-        )
+        notes.append("integers were slower than float here: int8 weights, float compute")
     return ArtifactResult(
         format=saved.format,
         file=saved.path.name,

@@ -43,7 +43,10 @@ def open_inputs(given: Any, recipe: Recipe, candidate: Candidate, work: WorkDir)
     program = candidate.program
     if given is None:
         inputs = from_model(program, candidate.sha256, work, seed=recipe.seed)
-        note = "No data was given: calibration inputs were distilled from the model and nothing was measured on real data."
+        note = (
+            "No data was given: calibration inputs were distilled from the model, "
+            "and nothing was measured on real data."
+        )
         return replace(inputs, notes=(note, *inputs.notes))
     preprocessing = Preprocessing.from_dict(recipe.preprocessing) if recipe.preprocessing else None
     data = open_data(

@@ -11,8 +11,9 @@ import torch
 from edgekit_converters.errors import LoweringError
 from edgekit_converters.onnx.rewrites import REWRITES
 from edgekit_converters.program import Program, QuantizedProgram
+from edgekit_converters.quiet import quiet_torch
 from edgekit_converters.source import find_source
-from edgekit_converters.store import batched, capture, quiet_torch
+from edgekit_converters.store import batched, capture
 
 OPSET: Final = 18
 """The oldest opset that torch writes; ONNX Runtime reads it from 1.14 on, so old device images can."""

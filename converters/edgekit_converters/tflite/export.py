@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import os
 import re
-import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +15,7 @@ from torch.fx import GraphModule
 
 from edgekit_converters.errors import LoweringError
 from edgekit_converters.program import Program, QuantizedProgram
+from edgekit_converters.quiet import quiet_native
 from edgekit_converters.source import find_source
 from edgekit_converters.tflite.layout import channels_last_rules
 from edgekit_converters.tflite.unfold import unfold_weights
@@ -51,7 +47,7 @@ def export_tflite(
     source = program.program if isinstance(program, QuantizedProgram) else program
     graph = unfold_weights(source.graph) if quantized else source.graph
     wrapped = _Named(graph, source, layout).eval()
-    with _quiet(), torch.no_grad():
+    with quiet_native(), torch.no_grad():
         litert_torch = _import_litert()
         config = _quant_config() if quantized else None
         try:
@@ -166,25 +162,3 @@ def _lowering_error(program: Program, error: Exception) -> LoweringError:
     return LoweringError(
         format="tflite", op="the model", where="", why=first[:300].rstrip("."), way_out=WAY_OUT
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the converter's chatter off the terminal: Python prints, log records, and C++ writes to fd 2."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    saved = os.dup(2)
-    try:
-        with (
-            tempfile.TemporaryFile() as sink,
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
-            os.dup2(sink.fileno(), 2)
-            yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        logging.disable(disabled)

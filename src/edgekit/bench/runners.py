@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import UsageError
+from edgekit_converters.quiet import quiet_native
 
 __all__ = [
     "allocate",
@@ -176,9 +177,10 @@ def open_tflite(path: Path, *, threads: int = 1, delegate: bool = True) -> Any:
         module.OpResolverType.AUTO if delegate else module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     )
     try:
-        return module.Interpreter(
-            model_path=str(path), num_threads=threads, experimental_op_resolver_type=resolver
-        )
+        with quiet_native():
+            return module.Interpreter(
+                model_path=str(path), num_threads=threads, experimental_op_resolver_type=resolver
+            )
     except (ValueError, RuntimeError) as error:
         raise _refused(path, "a TFLite file that the interpreter can load", error) from error
 

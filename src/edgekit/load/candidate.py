@@ -17,9 +17,9 @@ from edgekit.load.capture import Captured, capture
 from edgekit.load.exported import from_user_export
 from edgekit.load.failures import run_once
 from edgekit.load.files import Loaded, read_model
-from edgekit.load.quiet import quiet
 from edgekit.load.script import from_script
 from edgekit_converters.program import Program
+from edgekit_converters.quiet import quiet_torch
 
 FORMS = ("exported program", "torchscript", "pickled module", "state dict", "module")
 
@@ -78,7 +78,7 @@ def load_candidate(
     wish = Wish(
         tuple(input_shapes) if input_shapes else None, tuple(example) if example is not None else None
     )
-    with quiet():
+    with quiet_torch():
         if isinstance(source, (str, Path)):
             loaded = read_model(Path(source), factory=factory, trust=trust)
         else:
