@@ -81,8 +81,8 @@ def test_what_is_written_opens(tmp_path: Path) -> None:
     assert opened.report == REPORT
     assert opened.file("onnx").read_bytes() == b"onnx bytes"
     assert opened.file("coreml").is_dir()
-    np.testing.assert_array_equal(opened.golden().inputs[0], golden().inputs[0])
-    assert opened.golden().tolerance_steps == (2.0,)
+    np.testing.assert_array_equal(opened.golden("onnx").inputs[0], golden().inputs[0])
+    assert opened.golden("onnx").tolerance_steps == (2.0,)
     assert [path.name for path in (tmp_path / "größe").iterdir()] == ["out"]
 
 

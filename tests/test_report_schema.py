@@ -17,7 +17,7 @@ from support import sample_report
 
 def judge(*artifacts: ArtifactResult, budget: Budget | None = None, **changes: Any) -> tuple[str, ...]:
     arguments: dict[str, Any] = {"baseline": sample_report.baseline(), "layers": sample_report.layers()}
-    return verdict(artifacts=artifacts, budget=budget or Budget(), **{**arguments, **changes})
+    return verdict(artifacts=artifacts, budget=budget or Budget(max_drop=0.01), **{**arguments, **changes})
 
 
 def onnx(**changes: Any) -> ArtifactResult:
