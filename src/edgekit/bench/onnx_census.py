@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekit.bench.census import OpCensus
+from edgekit.bench.counts import OpCensus
 from edgekit.bench.runners import open_onnx
 
 BOUNDARY = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})

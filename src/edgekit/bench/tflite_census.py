@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekit.bench.census import OpCensus
+from edgekit.bench.counts import OpCensus
 from edgekit.bench.runners import allocate, open_tflite
 
 Op = Mapping[str, Any]
