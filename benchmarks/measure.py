@@ -43,9 +43,11 @@ def float_outputs(module: nn.Module, samples: Array, batch: int = 64) -> Array:
 
 def quality(outputs: Array, reference: Array, labels: Array | None = None) -> Quality:
     """Top-1, agreement with the float network in percent, and signal to quantization noise in decibels."""
+    noise = float(((outputs - reference) ** 2).sum())
     result = Quality(
         agreement=round(100 * float((outputs.argmax(1) == reference.argmax(1)).mean()), 3),
-        snr_db=round(10 * float(np.log10((reference**2).sum() / ((outputs - reference) ** 2).sum())), 2),
+        # JSON has no infinity; the float network against itself has no ratio.
+        snr_db=round(10 * float(np.log10((reference**2).sum() / noise)), 2) if noise else None,
         n=len(outputs),
     )
     if labels is not None:
