@@ -103,7 +103,7 @@ def _sum(function: Any, input_scale: float, x: Tensor, **constants: Any) -> Tens
 
 
 def _scaled(step: Step, factors: dict[str, Tensor]) -> Step:
-    bound = step.variables["input"]
+    bound = step.variables.get("input")
     if not isinstance(bound, Name) or bound.name not in factors:
         return step
     factor = factors[bound.name] / step.constants["scale"].to(torch.float32).reshape(())
