@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ def test_an_unknown_case_is_refused_with_the_known_ones(capsys: pytest.CaptureFi
 
 @pytest.mark.slow
 def test_digits_are_compressed_proven_and_reported(tmp_path: Path) -> None:
-    console = Console(record=True, width=120, file=(tmp_path / "log").open("w", encoding="utf-8"))
+    console = Console(record=True, width=120, file=io.StringIO())
 
     assert demo.compress(demo.CASES["digits"], tmp_path / "digits", console)
 
