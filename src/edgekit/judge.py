@@ -20,8 +20,9 @@ from edgekit_converters.parity import Bound, Proof, measure, output_steps, run_r
 from edgekit_converters.predict import Array, Predict, SavedModel, open_saved
 from edgekit_converters.program import Program, QuantizedProgram
 
-# The reference evaluator is numpy: exact, and slow.
-COREML_SAMPLES: Final = 16
+# The reference evaluator is exact and slow, so it sees fewer inputs.
+COREML_PROVEN: Final = 32
+COREML_JUDGED: Final = 128
 TIMED: Final = frozenset({"onnx", "tflite"})
 
 
@@ -95,7 +96,7 @@ def prove(
     proofs: dict[str, Proof] = {}
     ties: Bound | None = None
     for name, model in saved.items():
-        n = COREML_SAMPLES if name == "coreml" else len(proof_inputs[0])
+        n = COREML_PROVEN if name == "coreml" else len(proof_inputs[0])
         inputs, expected = [x[:n] for x in proof_inputs], [y[:n] for y in reference]
         predict = open_saved(model)
         proof = measure(name, predict, inputs, expected, steps, Bound())
@@ -121,7 +122,7 @@ def assess(
             floats = tuple(y.numpy() for y in program.graph(*tensors(arrays)))
         baseline.add(floats, labels, floats)
         for name, judge in judges.items():
-            limit = COREML_SAMPLES - judge.n if name == "coreml" else len(arrays[0])
+            limit = COREML_JUDGED - judge.n if name == "coreml" else len(arrays[0])
             if limit > 0:
                 judge.add(
                     [x[:limit] for x in arrays],
