@@ -76,7 +76,9 @@ def load_candidate(
         LoweringError: the model cannot become one graph (exit code 4).
     """
     wish = Wish(
-        tuple(input_shapes) if input_shapes else None, tuple(example) if example is not None else None
+        tuple(input_shapes) if input_shapes else None,
+        tuple(example) if example is not None else None,
+        str(source) if isinstance(source, (str, Path)) else type(source).__name__,
     )
     with quiet_torch():
         if isinstance(source, (str, Path)):
@@ -96,10 +98,11 @@ def load_candidate(
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the caller says about the inputs; either may be absent."""
+    """What the caller says about the inputs, either of which may be absent, and what to call the model."""
 
     shapes: tuple[tuple[int, ...], ...] | None
     example: tuple[torch.Tensor, ...] | None
+    source: str = "the model"
 
     def known(self) -> tuple[tuple[int, ...], ...] | None:
         """Shapes, from the example if there is one."""
@@ -168,7 +171,7 @@ def _example(
         return saved
     if wish.shapes is None:
         raise UsageError(
-            f"{type(module).__name__} does not say what its input shapes are",
+            f"{wish.source}: does not say what its input shapes are",
             expected="a shape for every input, batch first",
             way_out="Pass --input-shape 1,3,224,224 (once for every input), or --data with inputs of that "
             "shape.",
