@@ -11,7 +11,10 @@ ARITHMETIC = frozenset({aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor})
 
 
 def lift_scalars(graph: GraphModule) -> int:
-    """Replace the scalar operand of float `add`, `sub` and `mul` by a buffer of shape `[1]`, in place.
+    """Replace the scalar operand of float `add`, `sub` and `mul` by a buffer of one value, in place.
+
+    The buffer has as many axes as the tensor beside it: a converter that changes the layout of one side must be able
+    to change it on the other.
 
     Every int8 arithmetic kernel takes two quantized tensors; a bare number would leave the op in float32.
 
@@ -30,7 +33,9 @@ def lift_scalars(graph: GraphModule) -> int:
             name = f"_scalar_{lifted}"
             while hasattr(graph, name):
                 name += "_"
-            value = torch.tensor([float(arg) * (alpha if i == 1 else 1)], dtype=torch.float32)
+            value = torch.full(
+                [1] * max(val.dim(), 1), float(arg) * (alpha if i == 1 else 1), dtype=torch.float32
+            )
             graph.register_buffer(name, value)
             with graph.graph.inserting_before(node):
                 constant = graph.graph.get_attr(name)
