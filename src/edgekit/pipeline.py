@@ -133,10 +133,13 @@ def _run(request: Request, progress: Progress) -> Bundle:
     with clock.stage("data") as notes:
         inputs = open_inputs(request.data, recipe, candidate, work)
         metric = metric_for(recipe, inputs, candidate.program, where=named(request.data))
+        # Tipping a borderline input is no loss by itself: for agreement, layers are kept float only when the user
+        # named a limit.
+        searched = recipe if metric.name == "agreement" else _with_drop(recipe, metric)
         recipe = _with_drop(recipe, metric)
         notes.extend(inputs.notes)
     with clock.stage("quantize") as notes:
-        settled = settle(program, inputs, recipe, metric, work, candidate.sha256, step=clock.detail)
+        settled = settle(program, inputs, searched, metric, work, candidate.sha256, step=clock.detail)
         notes.extend(settled.notes)
     judged, failures = judge_files(
         STATIC, recipe.formats, settled, candidate, inputs, metric, recipe, work, clock
