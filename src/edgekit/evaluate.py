@@ -188,7 +188,7 @@ METRICS: Final[dict[str, Metric]] = {
     "top1": Metric("top1", Top1),
     "f1": Metric("f1", MacroF1),
     "mae": Metric("mae", MeanAbsoluteError, higher_is_better=False),
-    "agreement": Metric("agreement", Agreement, needs_labels=False, default_drop=0.1),
+    "agreement": Metric("agreement", Agreement, needs_labels=False, default_drop=0.15),
 }
 
 

@@ -239,7 +239,7 @@ class Budget:
 
     Attributes:
         max_drop: largest loss of the metric against float, in the metric's own unit (0.01: a point of top-1). None:
-            0.01; 0.1 where the metric is agreement with float, as borderline inputs tip over without any loss.
+            0.01; 0.15 where the metric is agreement with float, as borderline inputs tip over without any loss.
         max_latency_ms: largest median latency, None for no limit.
         max_size_mb: largest artifact in 10^6 bytes, None for no limit.
         allow_slower: accept an artifact that is more than 5% slower than its float twin.
