@@ -203,6 +203,30 @@ def test_values_that_are_not_finite_are_found_before_the_work(bad):
     assert "finite" in caught.value.expected
 
 
+@pytest.mark.parametrize("row", [0, 70, 199])
+def test_the_row_of_the_file_is_named_whichever_batch_it_falls_into(tmp_path, row):
+    x = numbered(200)
+    x[row, 1] = np.nan
+    np.savez(tmp_path / "löcher.npz", x=x)
+    assert f"löcher.npz (x): input x holds nan in row {row}" in refused("nan", tmp_path / "löcher.npz").what
+    assert f"in sample {row} of the stream" in refused("nan", lambda: iter([x[:90], x[90:]])).what
+    tokens = np.zeros((200, 5))
+    tokens[row, 4] = 0.5
+    assert f"holds 0.5 in row {row}," in refused("not whole", {"x": tokens}, inputs=TOKENS).what
+
+
+def test_a_number_beyond_float32_is_named_as_it_was_saved():
+    x = numbered(8).astype(np.float64)
+    x[5, 2] = 1e300
+    assert "holds 1e+300 in row 5" in refused("x", {"x": x}).what
+
+
+def test_the_sample_that_was_measured_is_found_again_in_the_file():
+    data = opened({"x": numbered(150)})
+    read = [row for (batch,), _ in data.evaluation(64) for row in batch]
+    assert [data.evaluation_name(i) for i in (0, 65, 74)] == [f"row {int(read[i][0])}" for i in (0, 65, 74)]
+
+
 def test_layouts_are_named():
     nhwc = np.zeros((4, 4, 6, 3), np.float32)
     error = refused("NHWC", {"x": nhwc}, inputs=IMAGE)
@@ -226,7 +250,7 @@ def test_a_recipe_turns_uint8_channels_last_into_the_input():
 def test_tokens_must_be_whole():
     assert opened({"x": np.zeros((4, 5), np.int32)}, TOKENS).n_evaluation == 2
     assert opened({"x": np.ones((4, 5))}, TOKENS).n_evaluation == 2
-    assert refused("fractions", {"x": np.full((4, 5), 0.5)}, inputs=TOKENS)
+    assert refused("not whole", {"x": np.full((4, 5), 0.5)}, inputs=TOKENS)
 
 
 @pytest.mark.parametrize(
@@ -307,6 +331,18 @@ def test_an_image_of_the_wrong_size_or_damaged_is_named(tmp_path):
     assert "bild" in refused("cannot be read", folder, inputs=IMAGE).what
 
 
+def test_an_image_whose_numbers_overflow_is_named_in_its_folder(tmp_path):
+    folder = image_folder(tmp_path / "f", {"nacht": 70, "tag": 70}, size=(6, 4))
+    for file in folder.rglob("*.png"):
+        Image.new("RGB", (6, 4)).save(file)
+    Image.new("RGB", (6, 4), (0, 255, 0)).save(folder / "tag" / "bild 9.png")
+    recipe = Preprocessing(std=(1e-40,))  # black stays 0, the green picture leaves float32
+    assert (
+        f"holds inf in {Path('tag', 'bild 9.png')}"
+        in refused("inf", folder, inputs=IMAGE, preprocessing=recipe).what
+    )
+
+
 def test_an_empty_folder_and_a_model_without_image_are_refused(tmp_path):
     assert refused("no images", tmp_path, inputs=IMAGE)
     assert refused("takes", tmp_path, inputs=FLAT)
@@ -348,11 +384,11 @@ def test_a_recipe_survives_the_way_through_json():
 
 
 def test_labels_outside_the_classes_are_named():
-    check_labels(np.array([0, 9]), 10, "d")
-    check_labels(np.array([1.0, 2.0]), 3, "d")
-    for bad, words in (([0, 10], "10"), ([-1], "-1"), ([0.5], "fractions"), ([np.nan], "fractions")):
-        with pytest.raises(UsageError, match=words):
-            check_labels(np.array(bad), 10, "d")
+    check_labels(np.array([0, 9]), 10, "d", str)
+    check_labels(np.array([1.0, 2.0]), 3, "d", str)
+    for bad in (10, -1, 0.5, np.nan, np.inf):
+        with pytest.raises(UsageError, match=f"label {bad} of row 1 is"):
+            check_labels(np.array([0, bad, 99]), 10, "d", "row {}".format)
 
 
 def trained_on(mean: float, deviation: float):

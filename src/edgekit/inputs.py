@@ -45,6 +45,7 @@ class Inputs:
         has_labels: evaluation batches carry labels.
         labels: class names, or nothing.
         notes: sentences for the report.
+        name: what the user calls the evaluation sample of a number, for messages.
     """
 
     calibration: Callable[[], Iterator[Batch]]
@@ -55,6 +56,7 @@ class Inputs:
     has_labels: bool
     labels: tuple[str, ...]
     notes: tuple[str, ...]
+    name: Callable[[int], str]
 
 
 def from_data(data: Data, program: Program) -> Inputs:
@@ -69,6 +71,7 @@ def from_data(data: Data, program: Program) -> Inputs:
         has_labels=data.has_labels,
         labels=data.labels or (),
         notes=data.notes,
+        name=data.evaluation_name,
     )
 
 
@@ -97,6 +100,7 @@ def from_model(program: Program, model_sha256: str, work: WorkDir, *, seed: int)
         has_labels=False,
         labels=(),
         notes=(str(facts["note"]),),
+        name="distilled sample {}".format,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def metric_for(recipe: Recipe, inputs: Inputs, program: Program, *, where: str) 
         counted = metric.name in {"top1", "f1"}
         per_input = choices(outputs[0]).size if counted else outputs[0].size
         axis = class_axis(outputs[0])
+        seen = 0
         for arrays, labels in inputs.evaluation():
             assert labels is not None
             if labels.size != per_input * len(arrays[0]):
@@ -82,8 +84,14 @@ def metric_for(recipe: Recipe, inputs: Inputs, program: Program, *, where: str) 
                     else "Give one value per output.",
                 )
             if counted and axis is not None:
-                check_labels(labels, outputs[0].shape[axis], f"{where}: evaluation labels")
+                name = partial(_counted_on, inputs, seen)
+                check_labels(labels, outputs[0].shape[axis], f"{where}: evaluation labels", name)
+            seen += len(arrays[0])
     return metric
+
+
+def _counted_on(inputs: Inputs, before: int, index: int) -> str:
+    return inputs.name(before + index)
 
 
 def named(data: Any) -> str:

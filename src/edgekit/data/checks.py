@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ _RANGE_LIMIT = 4.0
 
 
 def check_batch(
-    batch: Sequence[np.ndarray], inputs: Sequence[TensorInfo], where: str
+    batch: Sequence[np.ndarray], inputs: Sequence[TensorInfo], where: str, name: Callable[[int], str]
 ) -> tuple[np.ndarray, ...]:
     """Bring a raw batch to the dtypes of the inputs, or say what is wrong with it.
 
@@ -23,6 +23,7 @@ def check_batch(
         batch: one array per input, the batch on axis 0.
         inputs: of the model.
         where: for messages.
+        name: what the user calls the sample at an index of the batch.
 
     Raises:
         UsageError: wrong number, shape or dtype, or values that are not finite.
@@ -33,30 +34,34 @@ def check_batch(
             expected=f"{len(inputs)}: {', '.join(info.name for info in inputs)}",
             way_out="Name the arrays x_<input>, one for every input of the model.",
         )
-    return tuple(_checked(value, info, where) for value, info in zip(batch, inputs, strict=True))
+    return tuple(_checked(value, info, where, name) for value, info in zip(batch, inputs, strict=True))
 
 
-def _checked(value: np.ndarray, info: TensorInfo, where: str) -> np.ndarray:
+def _checked(value: np.ndarray, info: TensorInfo, where: str, name: Callable[[int], str]) -> np.ndarray:
     if value.shape[1:] != info.shape[1:]:
         raise wrong_shape(value.shape, info, where)
     if info.dtype.startswith("float"):
-        cast = value.astype(np.float32)
-        if not np.isfinite(cast).all():
-            row = int(np.argwhere(~np.isfinite(cast.reshape(len(cast), -1)).all(1))[0, 0])
+        with np.errstate(over="ignore"):  # what float32 cannot hold is named below
+            cast = value.astype(np.float32)
+        if (bad := _first(~np.isfinite(cast))) is not None:
             raise UsageError(
-                f"{where}: input {info.name} holds {cast[row][~np.isfinite(cast[row])][0]} (row {row} of a "
-                f"batch)",
-                expected="finite numbers",
+                f"{where}: input {info.name} holds {value[bad]} in {name(bad[0])}",
+                expected="finite float32 numbers",
                 way_out="Remove or mend these samples; NaN would poison every statistic.",
             )
         return cast
-    if value.dtype.kind == "f" and (value != np.round(value)).any():
+    if value.dtype.kind == "f" and (bad := _first(value != np.round(value))) is not None:
         raise UsageError(
-            f"{where}: input {info.name} holds fractions",
+            f"{where}: input {info.name} holds {value[bad]} in {name(bad[0])}, which is not whole",
             expected=f"{info.dtype}: the model takes indices",
             way_out="Pass the tokens or indices themselves.",
         )
     return value.astype(info.dtype)
+
+
+def _first(marks: np.ndarray) -> tuple[int, ...] | None:
+    """Index of the first true mark, None where there is none."""
+    return tuple(int(i) for i in np.argwhere(marks)[0]) if marks.any() else None
 
 
 def wrong_shape(shape: tuple[int, ...], info: TensorInfo, where: str) -> UsageError:
@@ -76,29 +81,30 @@ def wrong_shape(shape: tuple[int, ...], info: TensorInfo, where: str) -> UsageEr
     return UsageError(what, expected=f"{want}", way_out=way_out)
 
 
-def check_labels(labels: np.ndarray, classes: int, where: str) -> None:
+def check_labels(labels: np.ndarray, classes: int, where: str, name: Callable[[int], str]) -> None:
     """Class numbers must be among the outputs of the model.
 
     Args:
         labels: integers of any shape.
         classes: size of the class axis of the model's output.
         where: for messages.
+        name: what the user calls the sample at an index of the batch.
 
     Raises:
         UsageError: fractions, or a label outside 0…classes − 1.
     """
     if labels.dtype.kind == "f":
-        if not np.isfinite(labels).all() or (labels != np.round(labels)).any():
+        # NaN differs from itself, an infinity does not.
+        if (bad := _first((labels != np.round(labels)) | np.isinf(labels))) is not None:
             raise UsageError(
-                f"{where}: labels are fractions",
+                f"{where}: the label {labels[bad]} of {name(bad[0])} is no class number",
                 expected=f"class numbers 0…{classes - 1}",
                 way_out="Pass class numbers, or choose a metric for real values: --metric mae.",
             )
         labels = labels.astype(np.int64)
-    if labels.size and (labels.min() < 0 or labels.max() >= classes):
-        wrong = int(labels.max() if labels.max() >= classes else labels.min())
+    if (bad := _first((labels < 0) | (labels >= classes))) is not None:
         raise UsageError(
-            f"{where}: the label {wrong} is not a class of the model",
+            f"{where}: the label {labels[bad]} of {name(bad[0])} is not a class of the model",
             expected=f"0…{classes - 1}: the model has {classes} outputs",
             way_out="Number the classes from 0, in the order of the model's outputs.",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,15 @@ class Data:
         """
         yield from self._read(self._evaluation, batch_size)
 
+    def evaluation_name(self, sample: int) -> str:
+        """What the user calls the evaluation sample of this number, counted over all batches.
+
+        Returns:
+            "row 300" of an array, the path of an image in its folder.
+        """
+        assert self._evaluation is not None
+        return _name(*self._evaluation, sample)
+
     @cached_property
     def calibration_sha256(self) -> str:
         """Of the calibration inputs as the model sees them; "" without data."""
@@ -85,9 +94,16 @@ class Data:
         if part is None:
             return
         rows, order = part
+        seen = 0
         for raw, labels in rows.batches(order, batch_size):
             ready = _prepared(raw, self.inputs, self.preprocessing)
-            yield check_batch(ready, self.inputs, rows.where), labels
+            name = partial(_name, rows, order[seen:])
+            yield check_batch(ready, self.inputs, rows.where, name), labels
+            seen += len(ready[0])
+
+
+def _name(rows: Rows, order: np.ndarray, sample: int) -> str:
+    return rows.name(int(order[sample]))
 
 
 def _prepared(raw: Inputs, inputs: tuple[TensorInfo, ...], preprocessing: Preprocessing | None) -> Inputs:

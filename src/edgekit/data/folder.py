@@ -76,7 +76,10 @@ def _rows(path: Path, classes: list[str], info: TensorInfo, preprocessing: Prepr
     def prints(order: np.ndarray) -> set[bytes]:
         return {hashlib.blake2b(files[i][0].read_bytes(), digest_size=16).digest() for i in order}
 
-    return Rows(len(files), batches, has_labels=True, where=str(path), prints=prints)
+    def name(row: int) -> str:
+        return str(files[row][0].relative_to(path))
+
+    return Rows(len(files), batches, has_labels=True, where=str(path), name=name, prints=prints)
 
 
 def _image(file: Path, info: TensorInfo, preprocessing: Preprocessing) -> np.ndarray:

@@ -118,7 +118,7 @@ def _rows(arrays: Mapping[str, Any], prefix: str, inputs: Sequence[TensorInfo], 
     def prints(order: np.ndarray) -> set[bytes]:
         return {_digest([c[i] for c in columns]) for i in order}
 
-    return Rows(lengths[0], batches, labels is not None, f"{where} ({prefix}x)", prints)
+    return Rows(lengths[0], batches, labels is not None, f"{where} ({prefix}x)", "row {}".format, prints)
 
 
 def _inputs_of(arrays: Mapping[str, Any], prefix: str, inputs: Sequence[TensorInfo]) -> list[Any] | None:

@@ -20,6 +20,7 @@ class Rows:
         batches: sorted row numbers and a batch size → raw batches (inputs in model order, labels or None).
         has_labels: whether the batches carry labels.
         where: file, folder or callable, for messages.
+        name: what to call the sample of a row number in a message, as the user would find it.
         prints: one short digest per row, to find rows that two sets share.
     """
 
@@ -27,6 +28,7 @@ class Rows:
     batches: Callable[[np.ndarray, int], Iterator[Batch]]
     has_labels: bool
     where: str
+    name: Callable[[int], str]
     prints: Callable[[np.ndarray], set[bytes]]
 
 

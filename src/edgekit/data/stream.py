@@ -91,7 +91,7 @@ def open_stream(source: Source, inputs: Sequence[TensorInfo], where: str) -> Set
                 found.add(digest.digest())
         return found
 
-    return Sets(None, Rows(count, batches, labelled, where, prints))
+    return Sets(None, Rows(count, batches, labelled, where, "sample {} of the stream".format, prints))
 
 
 def _passes(source: Source, inputs: Sequence[TensorInfo], where: str) -> Iterator[Batch]:
