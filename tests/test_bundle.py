@@ -173,6 +173,7 @@ def test_a_full_disk_is_told_clearly_and_leaves_nothing_behind(tmp_path: Path) -
 
     with pytest.raises(UsageError, match="No space left") as caught:
         write_then(tmp_path / "out", fill_the_disk)
+    assert f"{tmp_path / 'out'} is as it was" in caught.value.what
     assert "Free some room" in caught.value.way_out
     assert contents(tmp_path / "out") == earlier
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

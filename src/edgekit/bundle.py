@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
 import os
-import secrets
-import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import UsageError
+from edgekit.staging import put_in_place, staged
+from edgekit.workdir import NO_ROOM
 from edgekit_runtime.contract import ContractError, Manifest
 
 __all__ = [
@@ -37,8 +36,6 @@ __all__ = [
 
 MANIFEST, GOLDEN, REPORT, REPORT_HTML = "manifest.json", "golden.npz", "report.json", "report.html"
 _OWN_FILES = frozenset({MANIFEST, GOLDEN, "golden-weights.npz", REPORT, REPORT_HTML})
-# Room that ran out, by device, by quota, or by a limit on the length of a file.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REWRITE = "Copy the bundle again, or write it anew with `edgekit compress`."
 
 
@@ -178,38 +175,35 @@ def assemble(out: Path) -> Iterator[Path]:
     """Give a hidden directory beside `out` to write a bundle into, and put it in place at the end.
 
     The directory becomes `out` by one rename after everything in it is on the disk; an earlier bundle there
-    is replaced. On any error, an interrupt included, it is removed and `out` is as it was.
+    is replaced. On any error, an interrupt included, it is removed and `out` is as it was. What a killed
+    process left beside `out` is removed first.
 
     Raises:
         UsageError: `out` is not free (`check_out`), cannot be written, or the disk is full.
     """
     check_out(out)
     target = out.resolve()
-    folder = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir()
-    except OSError as error:
-        raise UsageError(
-            f"{out}: {error.strerror}",
-            expected="a place that can be written",
-            way_out="Choose another place with -o.",
-        ) from error
-    try:
-        yield folder
-        _sync_tree(folder)
-        check_out(out)  # hours may have passed
-        _put_in_place(folder, target)
-    except Exception as error:
-        if (cause := _no_room(error)) is None:
-            raise
-        raise UsageError(
-            f"{cause.filename or out}: {cause.strerror}; nothing was left behind",
-            expected="room for the bundle",
-            way_out="Free some room, or choose another place with -o.",
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(staged(target))
+        except OSError as error:
+            raise UsageError(
+                f"{out}: {error.strerror}",
+                expected="a place that can be written",
+                way_out="Choose another place with -o.",
+            ) from error
+        try:
+            yield folder
+            check_out(out)  # hours may have passed
+            put_in_place(folder, target)
+        except Exception as error:
+            if (cause := _no_room(error)) is None:
+                raise
+            raise UsageError(
+                f"{cause.filename or out}: {cause.strerror}; {out} is as it was",
+                expected="room for the bundle",
+                way_out="Free some room and go on with --resume, or choose another place with -o.",
+            ) from error
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -336,47 +330,13 @@ def _foreign(out: Path) -> str:
     return next((name for name in names if name not in own), "")
 
 
-def _sync_tree(folder: Path) -> None:
-    """Bring every byte and every name below `folder` to the disk."""
-    for parent, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            _sync(Path(parent, name))
-        _sync(Path(parent))
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows cannot open a directory
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _put_in_place(folder: Path, target: Path) -> None:
-    """Rename `folder` to `target`; an earlier bundle steps aside first and comes back if that fails."""
-    if not target.exists():
-        folder.rename(target)
-    else:
-        aside = folder.with_suffix(".old")
-        target.rename(aside)
-        try:
-            folder.rename(target)
-        except BaseException:
-            aside.rename(target)
-            raise
-        shutil.rmtree(aside, ignore_errors=True)
-    _sync(target.parent)
-
-
 def _no_room(error: BaseException) -> OSError | None:
     """Find the system's own error below what a writer made of it, if it is that room ran out."""
     current: BaseException | None = error
     for _ in range(32):  # chains are short; a hostile one may be a circle
         if current is None or isinstance(current, UsageError):
             return None
-        if isinstance(current, OSError) and current.errno in _NO_ROOM:
+        if isinstance(current, OSError) and current.errno in NO_ROOM:
             return current
         current = current.__cause__ or current.__context__
     return None
