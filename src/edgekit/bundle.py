@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import UsageError
-from edgekit.staging import put_in_place, staged
-from edgekit.workdir import NO_ROOM
+from edgekit.staging import NO_ROOM, put_in_place, staged
 from edgekit_runtime.contract import ContractError, Manifest
 
 __all__ = [

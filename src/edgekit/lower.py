@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from edgekit.workdir import NO_ROOM
+from edgekit.staging import NO_ROOM
 from edgekit_converters.errors import LoweringError
 from edgekit_converters.program import Program
 from edgekit_converters.source import find_source

@@ -8,6 +8,7 @@ taken for abandoned and nothing is removed.
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import re
@@ -16,9 +17,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
-__all__ = ["clear_abandoned", "put_in_place", "staged"]
+__all__ = ["NO_ROOM", "clear_abandoned", "put_in_place", "staged"]
 
+# Room that ran out, by device, by quota, or by a limit on the length of a file.
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # New content on its way in, and the earlier content on its way out.
 _NEW, _OLD = "partial", "old"
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from edgekit.errors import UsageError
+from edgekit.staging import NO_ROOM
 
 _DONE = "done.json"
-# Room that ran out, by device, by quota, or by a limit on the length of a file.
-NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class WorkDir:
