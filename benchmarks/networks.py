@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from examples.networks.mobile import DSCNN, MobileNetV2, MobileNetV3Small
 from examples.networks.settle import images, settle
 from examples.networks.vision import ConvNeXt, ViT
+from examples.photos import crops
 from torch import Tensor, nn
 
 from benchmarks import data_cifar10, data_photos
@@ -122,7 +123,7 @@ def _cifar(split: Callable[[], data_cifar10.Cifar10], n: int) -> Floats:
 
 
 def _photos(photos: tuple[Path, ...], n: int) -> Floats:
-    return data_photos.crops(photos, n)
+    return crops(photos, n)
 
 
 def _synthetic(shape: tuple[int, int, int], seed: int, n: int) -> Floats:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from examples.photos import crops
 from torch import nn
 
 from benchmarks import data_cifar10, data_photos
@@ -55,7 +56,7 @@ CASES: tuple[Case, ...] = (
     Case(
         "EfficientNet-Lite0",
         efficientnet_lite0,
-        partial(data_photos.crops, data_photos.EVALUATION + data_photos.CALIBRATION, 512),
+        partial(crops, data_photos.EVALUATION + data_photos.CALIBRATION, 512),
         90.0,
     ),
 )

@@ -38,12 +38,8 @@ def test_interleaved_times_tell_a_slow_call_from_a_quick_one():
     assert len(times["quick"]) == 8
 
 
-def test_photo_crops_are_deterministic_and_in_range():
-    first = data_photos.crops(data_photos.EVALUATION, 3, side=32)
-    assert first.shape == (3, 3, 32, 32)
-    assert np.array_equal(first, data_photos.crops(data_photos.EVALUATION, 3, side=32))
-    assert first.min() >= -1.0
-    assert first.max() <= 1.0
+def test_photographs_come_with_their_packages_and_none_does_both():
+    assert all(photo.is_file() for photo in (*data_photos.CALIBRATION, *data_photos.EVALUATION))
     assert not set(data_photos.CALIBRATION) & set(data_photos.EVALUATION)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from examples import demo, demo_digits, demo_photos
+from examples.photos import crops
 from PIL import Image
 from rich.console import Console
 
@@ -55,7 +56,7 @@ def test_crops_are_normalised_and_repeat(tmp_path: Path) -> None:
     gradient = np.linspace(0, 255, 60 * 80 * 3).reshape(60, 80, 3).astype(np.uint8)
     Image.fromarray(gradient).save(file)
 
-    first, again, other = (demo_photos.crops([file], 6, seed=seed, side=16) for seed in (3, 3, 4))
+    first, again, other = (crops([file], 6, seed=seed, side=16) for seed in (3, 3, 4))
 
     assert first.shape == (6, 3, 16, 16)
     assert first.dtype == np.float32
@@ -65,7 +66,7 @@ def test_crops_are_normalised_and_repeat(tmp_path: Path) -> None:
 
 
 def test_crops_without_any_are_an_empty_batch(tmp_path: Path) -> None:
-    assert demo_photos.crops([], 0, seed=0, side=16).shape == (0, 3, 16, 16)
+    assert crops([], 0, seed=0, side=16).shape == (0, 3, 16, 16)
 
 
 def test_an_unknown_case_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
