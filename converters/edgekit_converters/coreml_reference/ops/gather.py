@@ -27,8 +27,7 @@ def gather(
     at, batch = integer(axis) % x.ndim, integer(batch_dims)
     places = _wrapped(indices, x.shape[at])
     if batch == 0:
-        flat = x.index_select(at, places.reshape(-1))
-        return flat.reshape(*x.shape[:at], *places.shape, *x.shape[at + 1 :])
+        return _gather_one(x, places, at)
     lead = x.shape[:batch]
     rows = [
         _gather_one(a, b, at - batch)

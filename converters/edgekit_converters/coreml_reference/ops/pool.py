@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,16 +15,40 @@ from edgekit_converters.coreml_reference.ops.conv import flat_padding, padding_o
 MAX_POOLS: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
-def _geometry(
+class Windows(NamedTuple):
+    """Where the windows of a pool lie.
+
+    Attributes:
+        kernel: size per axis.
+        steps: stride per axis.
+        pairs: (before, after) padding per axis.
+        extra: what rounding the output's size up adds after the padding, per axis.
+    """
+
+    kernel: list[int]
+    steps: list[int]
+    pairs: list[tuple[int, int]]
+    extra: list[int]
+
+    @property
+    def sides(self) -> list[int]:
+        """Padding and what is added to it, as `F.pad` takes them."""
+        return flat_padding(
+            [(before, after + e) for (before, after), e in zip(self.pairs, self.extra, strict=True)]
+        )
+
+
+def _windows(
     x: Tensor,
-    kernel: Sequence[int],
-    steps: Sequence[int],
+    kernel_sizes: Tensor,
+    strides: Tensor | None,
     *,
     pad_type: str,
     pad: Tensor | None,
     ceil_mode: Tensor | None,
-) -> tuple[list[tuple[int, int]], list[int]]:
-    """Returns (before, after) padding for each axis, and what the output's ceiling adds after it."""
+) -> Windows:
+    kernel = ints(kernel_sizes)
+    steps = ints(strides, [1] * len(kernel))
     pairs = padding_of(pad_type, ints(pad), x.shape[2:], kernel, steps)
     upwards = flag(ceil_mode)
     extra = []
@@ -34,7 +59,7 @@ def _geometry(
         if upwards and (windows - 1) * s >= size + before and before + after > 0:
             windows -= 1
         extra.append(max(0, (windows - 1) * s - free))
-    return pairs, extra
+    return Windows(kernel, steps, pairs, extra)
 
 
 def max_pool(
@@ -47,13 +72,10 @@ def max_pool(
     ceil_mode: Tensor | None = None,
 ) -> Tensor:
     """Largest element of each window; padding never wins."""
-    kernel = ints(kernel_sizes)
-    steps = ints(strides, [1] * len(kernel))
-    pairs, extra = _geometry(x, kernel, steps, pad_type=pad_type, pad=pad, ceil_mode=ceil_mode)
-    sides = flat_padding([(before, after + e) for (before, after), e in zip(pairs, extra, strict=True)])
-    if any(sides):
-        x = F.pad(x, sides, value=-math.inf)
-    return MAX_POOLS[len(kernel)](x, kernel, steps)
+    windows = _windows(x, kernel_sizes, strides, pad_type=pad_type, pad=pad, ceil_mode=ceil_mode)
+    if any(windows.sides):
+        x = F.pad(x, windows.sides, value=-math.inf)
+    return MAX_POOLS[len(windows.kernel)](x, windows.kernel, windows.steps)
 
 
 def avg_pool(
@@ -67,18 +89,16 @@ def avg_pool(
     ceil_mode: Tensor | None = None,
 ) -> Tensor:
     """Mean of each window; padding counts as zeros unless excluded."""
-    kernel = ints(kernel_sizes)
-    steps = ints(strides, [1] * len(kernel))
-    pairs, extra = _geometry(x, kernel, steps, pad_type=pad_type, pad=pad, ceil_mode=ceil_mode)
-    sides = flat_padding([(before, after + e) for (before, after), e in zip(pairs, extra, strict=True)])
-    total = _window_sums(F.pad(x, sides) if any(sides) else x, kernel, steps)
+    windows = _windows(x, kernel_sizes, strides, pad_type=pad_type, pad=pad, ceil_mode=ceil_mode)
+    padded = any(windows.sides)
+    total = _sums(F.pad(x, windows.sides) if padded else x, windows)
     exclude = flag(exclude_padding_from_average)
-    if not any(extra) and not (exclude and any(sides)):
-        return total / math.prod(kernel)
+    if not any(windows.extra) and not (exclude and padded):
+        return total / math.prod(windows.kernel)
     inside = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype)
     # What the ceiling adds is never part of the mean; the padding proper is, unless excluded.
-    counted = F.pad(inside, flat_padding(pairs), value=0.0 if exclude else 1.0)
-    counts = _window_sums(F.pad(counted, flat_padding([(0, e) for e in extra])), kernel, steps)
+    counted = F.pad(inside, flat_padding(windows.pairs), value=0.0 if exclude else 1.0)
+    counts = _sums(F.pad(counted, flat_padding([(0, e) for e in windows.extra])), windows)
     return total / counts
 
 
@@ -92,14 +112,13 @@ def l2_pool(
     ceil_mode: Tensor | None = None,
 ) -> Tensor:
     """Square root of the sum of squares of each window."""
-    kernel = ints(kernel_sizes)
-    steps = ints(strides, [1] * len(kernel))
-    pairs, extra = _geometry(x, kernel, steps, pad_type=pad_type, pad=pad, ceil_mode=ceil_mode)
-    sides = flat_padding([(before, after + e) for (before, after), e in zip(pairs, extra, strict=True)])
-    return torch.sqrt(_window_sums(F.pad(x * x, sides), kernel, steps))
+    windows = _windows(x, kernel_sizes, strides, pad_type=pad_type, pad=pad, ceil_mode=ceil_mode)
+    return torch.sqrt(_sums(F.pad(x * x, windows.sides), windows))
 
 
-def _window_sums(x: Tensor, kernel: Sequence[int], steps: Sequence[int]) -> Tensor:
+def _sums(x: Tensor, windows: Windows) -> Tensor:
+    """Sum of each window of a padded x."""
+    kernel, steps = windows.kernel, windows.steps
     if len(kernel) == 1:
         # Only the pools of two and three dimensions take a divisor.
         return F.avg_pool2d(x.unsqueeze(2), (1, kernel[0]), (1, steps[0]), divisor_override=1).squeeze(2)

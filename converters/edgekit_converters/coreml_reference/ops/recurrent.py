@@ -5,7 +5,7 @@ MIL's `gru` is not here, as we never emit it: its definition leaves open where t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,14 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": torch.relu,
     "linear": lambda x: x,
 }
+
+
+class Weights(NamedTuple):
+    """Of one direction: (4 × hidden, features), (4 × hidden, hidden), (4 × hidden,)."""
+
+    ih: Tensor
+    hh: Tensor
+    bias: Tensor | None
 
 
 class Gates(NamedTuple):
@@ -81,35 +89,42 @@ def lstm(
         output=ACTIVATIONS[activation],
         clip=None if clip is None else number(clip),
     )
-    if direction in ("forward", "reverse"):
-        weights = (weight_ih, weight_hh, bias)
-        runs = [_run(x, (initial_h, initial_c), weights, gates, reverse=direction == "reverse")]
-    elif direction == "bidirectional" and weight_ih_back is not None and weight_hh_back is not None:
-        forth, back = zip(initial_h.chunk(2, 1), initial_c.chunk(2, 1), strict=True)
-        runs = [
-            _run(x, forth, (weight_ih, weight_hh, bias), gates, reverse=False),
-            _run(x, back, (weight_ih_back, weight_hh_back, bias_back), gates, reverse=True),
-        ]
-    else:
-        raise ValueError(f"lstm cannot run {direction!r} with the weights given")
+    weights = [Weights(weight_ih, weight_hh, bias)]
+    if weight_ih_back is not None and weight_hh_back is not None:
+        weights.append(Weights(weight_ih_back, weight_hh_back, bias_back))
+    runs = _runs(x, (initial_h, initial_c), weights, gates, direction)
     sequence, h_last, c_last = (torch.cat(parts, -1) for parts in zip(*runs, strict=True))
     return (sequence if flag(output_sequence) else h_last.unsqueeze(0)), h_last, c_last
+
+
+def _runs(
+    x: Tensor, states: tuple[Tensor, Tensor], weights: Sequence[Weights], gates: Gates, direction: str
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """One run per direction, each with its half of the states."""
+    if direction in ("forward", "reverse"):
+        return [_run(x, states, weights[0], gates, reverse=direction == "reverse")]
+    if direction == "bidirectional" and len(weights) == 2:
+        forth, back = zip(*(state.chunk(2, 1) for state in states), strict=True)
+        return [
+            _run(x, forth, weights[0], gates, reverse=False),
+            _run(x, back, weights[1], gates, reverse=True),
+        ]
+    raise ValueError(f"lstm cannot run {direction!r} with the weights given")
 
 
 def _run(
     x: Tensor,
     states: tuple[Tensor, ...],
-    weights: tuple[Tensor, Tensor, Tensor | None],
+    weights: Weights,
     gates: Gates,
     *,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     h, c = states
-    weight_ih, weight_hh, bias = weights
-    from_x = F.linear(x, weight_ih, bias)
+    from_x = F.linear(x, weights.ih, weights.bias)
     outputs = [h] * len(x)
     for step in reversed(range(len(x))) if reverse else range(len(x)):
-        i, f, o, z = (from_x[step] + F.linear(h, weight_hh)).chunk(4, -1)
+        i, f, o, z = (from_x[step] + F.linear(h, weights.hh)).chunk(4, -1)
         candidate = gates.cell(z if gates.clip is None else z.clamp(-gates.clip, gates.clip))
         c = gates.gate(f) * c + gates.gate(i) * candidate
         h = gates.gate(o) * gates.output(c)
