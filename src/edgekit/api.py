@@ -72,25 +72,19 @@ def compress(
     """
     from edgekit.pipeline import Request, run
 
-    overrides: dict[str, Any] = {
-        "preset": preset,
-        "formats": list(formats) if formats is not None else None,
-        "targets": list(target) or None,
-        "io": io,
-        "layout": layout,
-        "metric": metric,
-        "seed": seed,
-    }
-    budget = {
-        "max_drop": max_drop,
-        "max_latency_ms": max_latency_ms,
-        "max_size_mb": max_size_mb,
-        "allow_slower": allow_slower,
-    }
-    overrides = {k: v for k, v in overrides.items() if v is not None}
-    given = {k: v for k, v in budget.items() if v is not None}
-    if given:
-        overrides["budget"] = given
+    budget = _given(
+        max_drop=max_drop, max_latency_ms=max_latency_ms, max_size_mb=max_size_mb, allow_slower=allow_slower
+    )
+    overrides = _given(
+        preset=preset,
+        formats=list(formats) if formats is not None else None,
+        targets=list(target) or None,
+        io=io,
+        layout=layout,
+        metric=metric,
+        seed=seed,
+        budget=budget or None,
+    )
     request = Request(
         model=model,
         out=Path(out) if out is not None else default_out(model),
@@ -109,6 +103,11 @@ def default_out(model: Any) -> Path:
     """`<file stem>-edgekit`, or the class name for a module in memory, in the current directory."""
     stem = Path(model).stem if isinstance(model, (str, Path)) else type(model).__name__
     return Path(f"{stem}-edgekit")
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were set."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _shapes(given: Any) -> tuple[tuple[int, ...], ...] | None:
