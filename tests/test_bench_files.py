@@ -26,7 +26,9 @@ def test_every_kind_of_file_runs_on_inputs_of_its_own_signature(tmp_path: Path) 
 
 def test_given_inputs_are_used_and_a_free_batch_grows(tmp_path: Path) -> None:
     file = write_onnx(tmp_path / "free.onnx", quantized=False, dynamic=True)
-    runner(file, inputs=[np.ones((5, 3, 8, 8), np.float32)])()
+    calls = {n: runner(file, inputs=[np.ones((n, 3, 8, 8), np.float32)]) for n in (1, 512)}
+    found = interleave({str(n): call for n, call in calls.items()}, min_rounds=5, warmup=2, max_seconds=0.5)
+    assert found["512"].p50_ms > 4 * found["1"].p50_ms
 
 
 @pytest.mark.parametrize(

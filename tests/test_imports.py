@@ -113,8 +113,19 @@ def test_the_runtime_needs_no_third_party_module_to_be_imported() -> None:
 
 
 def test_the_runtime_parses_as_the_oldest_python_it_promises() -> None:
-    for file in (ROOT / "runtime" / "edgekit_runtime").rglob("*.py"):
-        ast.parse(file.read_text(encoding="utf-8"), feature_version=(3, 10))
+    files = sorted((ROOT / "runtime" / "edgekit_runtime").rglob("*.py"))
+
+    assert [file.name for file in files if not parses_as(file.read_text(encoding="utf-8"), (3, 10))] == []
+    assert files
+    assert not parses_as("try:\n    pass\nexcept* OSError:\n    pass\n", (3, 10)), "the check sees nothing"
+
+
+def parses_as(code: str, version: tuple[int, int]) -> bool:
+    try:
+        ast.parse(code, feature_version=version)
+    except SyntaxError:
+        return False
+    return True
 
 
 def roots(file: Path) -> set[str]:

@@ -189,10 +189,14 @@ def test_a_network_that_overflows_is_refused_by_the_name_of_the_tensor() -> None
         refuse_non_finite(observed.graph)
 
 
-def test_finite_calibration_is_not_refused() -> None:
+def test_finite_calibration_is_not_refused_until_one_value_is_not_finite() -> None:
     observed = observe(cleaned(lambda x, f: f(x), torch.nn.Linear(3, 2), shape=(3,)))
-    observed.graph(torch.ones(1, 3))
+    observed.graph(torch.full((1, 3), HUGE / 1e3))
     refuse_non_finite(observed.graph)
+    observed.graph(torch.tensor([[1.0, math.inf, 0.0]]))
+
+    with pytest.raises(UsageError, match=r"calibration: 1 values of tensor `x`"):
+        refuse_non_finite(observed.graph)
 
 
 def test_weight_scales_follow_the_channel_axis_and_spare_dead_channels() -> None:
