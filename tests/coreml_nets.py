@@ -149,15 +149,15 @@ def quantized(
     module: nn.Module, example: tuple[torch.Tensor, ...], names: tuple[str, ...] = ("x",)
 ) -> QuantizedProgram:
     """Calibrates `module` on noise around `example` and folds its weights to int8."""
-    twin = example_program(module, example, names)
+    source = example_program(module, example, names)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        prepared = prepare_pt2e(copy.deepcopy(twin.graph), GridQuantizer())
+        prepared = prepare_pt2e(copy.deepcopy(source.graph), GridQuantizer())
         for seed in range(2):
             prepared(*(_noise(t, seed) for t in example))
         graph = convert_pt2e(prepared, fold_quantize=True)
-    program = Program(graph, twin.inputs, twin.outputs, example, dynamic_batch=False)
-    return QuantizedProgram(program, twin, (None,) * len(twin.inputs), (None,) * len(twin.outputs))
+    program = Program(graph, source.inputs, source.outputs, example, dynamic_batch=False)
+    return QuantizedProgram(program, (None,) * len(source.inputs), (None,) * len(source.outputs))
 
 
 def _noise(t: torch.Tensor, seed: int) -> torch.Tensor:

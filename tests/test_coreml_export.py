@@ -271,7 +271,7 @@ def test_outputs_that_are_inputs_or_twice_the_same_keep_their_names(tmp_path: Pa
     x = torch.arange(6.0).reshape(1, 6)
     program = example_program(Repeats(), (x,))
     grids = (None,) * 3
-    export_coreml(QuantizedProgram(program, program, (None,), grids), tmp_path / "net.mlpackage")
+    export_coreml(QuantizedProgram(program, (None,), grids), tmp_path / "net.mlpackage")
     got = CoreMLReference(tmp_path / "net.mlpackage").predict({"x": x.numpy()})
     assert [o.tolist() for o in got.values()] == [(2 * x).tolist(), x.tolist(), (2 * x).tolist()]
     assert list(got) == ["output_0", "output_1", "output_2"]
@@ -301,7 +301,7 @@ def test_an_op_that_core_ml_lacks_is_named_with_its_line(
 ) -> None:
     program = example_program(net(), IMAGE)
     with pytest.raises(LoweringError) as caught:
-        export_coreml(QuantizedProgram(program, program, (None,), (None,)), tmp_path / "net.mlpackage")
+        export_coreml(QuantizedProgram(program, (None,), (None,)), tmp_path / "net.mlpackage")
     assert caught.value.format == "coreml"
     assert op in caught.value.op
     file, line = caught.value.where.rsplit(":", 1)

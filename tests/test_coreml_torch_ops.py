@@ -215,7 +215,7 @@ def test_saved_ops_compute_what_torch_does(ops: Ops, tmp_path: Path) -> None:
     x = torch.randn(1, 4, 9, 11)
     program = example_program(EachOp(ops), (x,))
     grids = (None,) * len(ops)
-    export_coreml(QuantizedProgram(program, program, (None,), grids), tmp_path / "ops.mlpackage")
+    export_coreml(QuantizedProgram(program, (None,), grids), tmp_path / "ops.mlpackage")
     got = CoreMLReference(tmp_path / "ops.mlpackage").predict({"x": x.numpy()})
     with torch.no_grad():
         expected = program.graph(x)

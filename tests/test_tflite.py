@@ -27,7 +27,7 @@ def operators(path: Path) -> list[str]:
     return [op["op_name"] for op in tflite.Interpreter(str(path))._get_ops_details()]
 
 
-def convolutions() -> QuantizedProgram:
+def float_convolutions() -> Program:
     """Two convolutions with the paddings of TensorFlow, a residual, a mean and a linear layer."""
     first, second, head = nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 5)
 
@@ -35,7 +35,12 @@ def convolutions() -> QuantizedProgram:
         y = torch.relu(first(F.pad(x, (0, 1, 0, 1))))
         return head((y + torch.relu(second(y))).mean((2, 3)))
 
-    return convert(calibrated(program(forward, first, second, head, shape=(3, 8, 8))))
+    made: Program = program(forward, first, second, head, shape=(3, 8, 8))
+    return made
+
+
+def convolutions() -> QuantizedProgram:
+    return convert(calibrated(float_convolutions()))
 
 
 @pytest.fixture(scope="module")
@@ -192,10 +197,11 @@ def test_the_rules_are_lent_to_the_library_and_taken_back() -> None:
     assert dict(layout_rewrite.rewriters) == before
 
 
-def test_a_float_program_is_written_as_float(tmp_path: Path, quantized: QuantizedProgram) -> None:
-    twin: Program = quantized.float_twin
-    export_tflite(twin, tmp_path / "m.tflite")
+def test_a_float_program_is_written_as_float(tmp_path: Path) -> None:
+    source = float_convolutions()
+    export_tflite(source, tmp_path / "m.tflite")
     assert not {"QUANTIZE", "DEQUANTIZE"} & set(operators(tmp_path / "m.tflite"))
-    (x,) = noise(twin, 4)
-    (found,) = open_saved(SavedModel("tflite", tmp_path / "m.tflite", twin.inputs, twin.outputs))([x.numpy()])
-    np.testing.assert_allclose(found, run(twin, (x,))[0].numpy(), atol=1e-4)
+    (x,) = noise(source, 4)
+    saved_float = SavedModel("tflite", tmp_path / "m.tflite", source.inputs, source.outputs)
+    (found,) = open_saved(saved_float)([x.numpy()])
+    np.testing.assert_allclose(found, run(source, (x,))[0].numpy(), atol=1e-4)

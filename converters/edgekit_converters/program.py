@@ -64,7 +64,6 @@ class QuantizedProgram:
             around every op that is on the grid. Weights are int8 buffers followed by
             `dequantize_per_channel` (torchao `convert_pt2e(fold_quantize=True)`); biases are float32 values that
             are exact multiples of `s_in * s_w`. Running it in torch is the quantized reference.
-        float_twin: the cleaned float program that was quantized; every file is timed and judged beside it.
         input_grids: one per input, None where the input stays float or is an index.
         output_grids: one per output, None where the output stays float.
         kept_float: node name to the reason, for every op that could be on the grid and is not.
@@ -72,7 +71,6 @@ class QuantizedProgram:
     """
 
     program: Program
-    float_twin: Program
     input_grids: tuple[Grid | None, ...]
     output_grids: tuple[Grid | None, ...]
     kept_float: dict[str, str] = field(default_factory=dict)

@@ -20,7 +20,7 @@ def save_program(program: Program | QuantizedProgram, path: Path) -> None:
     """Write a program as a torch.export archive; float or on the grid.
 
     Args:
-        program: the float twin of a quantized program is not written.
+        program: what to write; its example is not kept, as its shapes tell all.
         path: file, by custom `.pt2`.
 
     Raises:
@@ -48,7 +48,7 @@ def save_program(program: Program | QuantizedProgram, path: Path) -> None:
 
 
 def load_program(path: Path) -> Program | QuantizedProgram:
-    """Read what `save_program` wrote; a quantized program comes back with itself as float twin."""
+    """Read what `save_program` wrote; float or on the grid."""
     import torch.ao.quantization.fx._decomposed  # registers the ops that the archive names
 
     extra = {_META: ""}
@@ -74,7 +74,6 @@ def load_program(path: Path) -> Program | QuantizedProgram:
         return program
     return QuantizedProgram(
         program=program,
-        float_twin=program,
         input_grids=tuple(_grid(g) for g in grid["inputs"]),
         output_grids=tuple(_grid(g) for g in grid["outputs"]),
         kept_float=grid["kept_float"],

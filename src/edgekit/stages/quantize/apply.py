@@ -107,7 +107,6 @@ def convert(
     graph.recompile()
     return QuantizedProgram(
         program=replace(observed.program, graph=graph),
-        float_twin=observed.program,
         input_grids=_input_grids(graph),
         output_grids=_output_grids(graph),
         kept_float=dict(observed.plan.kept_float),
