@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from edgekit_converters.onnx.rewrites import (
     clamp_in_integers,
-    drop_rescalings,
+    drop_relabelings,
     fold_pads,
     linear_as_gemm,
     mean_to_global_pool,
@@ -321,9 +321,38 @@ def test_a_rescaling_that_is_dropped_changed_no_integer(
         s2=np.float32(product * drift),
     )
     after = ir.serde.deserialize_model(ir.serde.serialize_model(model))
-    drop_rescalings(after)
+    drop_relabelings(after)
     if "Mul" in ops(after):
         assert abs(drift - 1) > 1e-4
+        return
+    x = values_near([], scale)
+    assert np.array_equal(run(after, x=x)[0], run(model, x=x)[0])
+
+
+@settings(max_examples=60)
+@given(SCALES, st.integers(-100, 100), st.integers(-120, 120), st.floats(-0.6, 0.6))
+def test_a_shift_that_is_dropped_changed_no_integer(
+    scale: float, zero_point: int, steps: int, off: float
+) -> None:
+    assume(steps != 0 and -128 <= zero_point - steps <= 127)
+    number = np.float32(scale) * (steps + off)
+    model = graph(
+        """g (float[1,N] x) => (float[1,N] y) {
+            q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)
+            dc = DequantizeLinear(c, cs, cz)  m = Add(d, dc)
+            r = QuantizeLinear(m, s, z2)  y = DequantizeLinear(r, s, z2)
+        }""",
+        s=np.float32(scale),
+        z=np.int8(zero_point),
+        z2=np.int8(zero_point - steps),
+        c=np.int8(np.sign(number) * 127),
+        cs=np.float32(max(abs(number), 1e-30) / 127),
+        cz=np.int8(0),
+    )
+    after = ir.serde.deserialize_model(ir.serde.serialize_model(model))
+    drop_relabelings(after)
+    if "Add" in ops(after):
+        assert abs(off) > 0.4
         return
     x = values_near([], scale)
     assert np.array_equal(run(after, x=x)[0], run(model, x=x)[0])

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from edgekit.stages.quantize.apply import Observed, convert
+from edgekit.stages.quantize.apply import Observed, convert, grids
 from edgekit.stages.quantize.costs import macs_and_bytes
 from edgekit.stages.quantize.observers import METHODS
 from edgekit.stages.quantize.rules import RULES, Kind
-from edgekit.stages.quantize.sensitivity import CEILING_DB, damage, describe_layers, grids, layer_snr
+from edgekit.stages.quantize.sensitivity import CEILING_DB, damage, describe_layers, layer_snr
 from quantized_programs import calibrated, decibels, noise, program, qd, run, zoo_observed, zoo_program
 
 

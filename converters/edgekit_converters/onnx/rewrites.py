@@ -76,27 +76,27 @@ def quantize_biases(model: ir.Model) -> None:
         done[name] = dq.outputs[0]
 
 
-def drop_rescalings(model: ir.Model) -> None:
-    """`DQ → Mul(constant) → Q` that maps every integer to itself goes: only the scale of its readers differs.
+def drop_relabelings(model: ir.Model) -> None:
+    """`DQ → Mul(c) | Add(c) → Q` that maps every integer to itself goes; only its readers' grid differs.
 
-    A hard-swish multiplies by 1/6, attention by 1/√d; on the grid the product has the same 256 integers when its
-    scale is the input's times the constant.
+    A hard-swish adds 3 and multiplies by 1/6, attention multiplies by 1/√d. On the grid the product has the same 256
+    integers when its scale is the input's times the constant, the sum when the constant is a whole number of steps.
     """
     for quantize in list(model.graph):
         if quantize.op_type != "QuantizeLinear":
             continue
-        mul = quantize.inputs[0].producer()
-        if mul is None or mul.op_type != "Mul" or len(list(mul.outputs[0].uses())) != 1:
+        op = quantize.inputs[0].producer()
+        if op is None or op.op_type not in {"Mul", "Add"} or len(list(op.outputs[0].uses())) != 1:
             continue
-        source = _rescaled(mul, quantize)
+        source = _relabelled(op, quantize)
         if source is not None:
             ir.convenience.replace_all_uses_with(quantize.outputs[0], source)
     _drop_unused(model)
 
 
-def _rescaled(mul: ir.Node, quantize: ir.Node) -> ir.Value | None:
-    """The integers that a Mul by a positive constant hands on unchanged, if it does."""
-    sides = [v.producer() for v in mul.inputs]
+def _relabelled(op: ir.Node, quantize: ir.Node) -> ir.Value | None:
+    """The integers that arithmetic with one constant hands on unchanged, if it does."""
+    sides = [v.producer() for v in op.inputs]
     if not all(_is_dq(side) and not _is_weight(side) for side in sides):
         return None
     constant = next(
@@ -105,11 +105,14 @@ def _rescaled(mul: ir.Node, quantize: ir.Node) -> ir.Value | None:
     other = next((s for s in sides if s.inputs[0].const_value is None), None)
     if constant is None or other is None:
         return None
-    factor = (float(_array(constant.inputs[0]).reshape(())) - _number(constant, 2)) * _number(constant, 1)
-    ratio = factor * _number(other, 1) / _number(quantize, 1)
-    # Integers reach 255 steps from the zero point; less than half a step of drift there is no drift at all.
-    same = _number(other, 2) == _number(quantize, 2) and abs(ratio - 1.0) * 255 < 0.499
-    return other.inputs[0] if same else None
+    number = (float(_array(constant.inputs[0]).reshape(())) - _number(constant, 2)) * _number(constant, 1)
+    factor, offset = (number, 0.0) if op.op_type == "Mul" else (1.0, number)
+    step = _number(quantize, 1)
+    # An integer q becomes ratio * (q - zero) + shift; q is at most 255 steps from the zero point.
+    ratio = factor * _number(other, 1) / step
+    shift = offset / step + _number(quantize, 2) - _number(other, 2)
+    # Less than half a step of drift there is no drift at all.
+    return other.inputs[0] if abs(ratio - 1.0) * 255 + abs(shift) < 0.499 else None
 
 
 def _number(node: ir.Node, index: int) -> float:
@@ -438,8 +441,8 @@ REWRITES: Final[tuple[Callable[[Any], None], ...]] = (
     mean_to_global_pool,
     linear_as_gemm,
     push_reshapes_after_quantize,
-    drop_rescalings,
     clamp_in_integers,
+    drop_relabelings,
     plain_float_weights,
     quantize_biases,
     shift_to_uint8,

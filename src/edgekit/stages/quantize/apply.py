@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +16,7 @@ from edgekit.stages.quantize.observers import METHODS, PERCENTILE, ActivationObs
 from edgekit.stages.quantize.plan import GridPlan, make_plan
 from edgekit.stages.quantize.quantizer import GridQuantizer
 from edgekit.stages.quantize.scalars import lift_scalars
+from edgekit.stages.quantize.shifts import free_arithmetic
 from edgekit.stages.quantize.ties import avoid_ties
 from edgekit_converters.program import Grid, Program, QuantizedProgram
 
@@ -77,6 +78,37 @@ def calibrate(observed: Observed, batches: Iterable[tuple[torch.Tensor, ...]]) -
     return seen
 
 
+def grids(observed: Observed, method: str = "minmax", percentile: float = PERCENTILE) -> dict[str, Grid]:
+    """The grid that `convert` with the same arguments gives every tensor.
+
+    Args:
+        observed: after `calibrate`; it is not changed.
+        method: "minmax", "percentile", "mse" or "entropy".
+        percentile: share of values, in percent, that "percentile" keeps.
+
+    Returns:
+        Node name to grid, for every tensor of `plan.group` and every constant operand of arithmetic.
+    """
+    found = _observed_grids(observed, method, percentile)
+    changed = free_arithmetic(observed.program.graph, observed.plan, found).grids
+    return found | {name: changed[root] for name, root in observed.plan.group.items() if root in changed}
+
+
+def _observed_grids(observed: Observed, method: str, percentile: float) -> dict[str, Grid]:
+    plan = observed.plan
+    constants = {name for name, _ in plan.constants}
+    found: dict[str, Grid] = {}
+    for node in observed.graph.graph.find_nodes(op="call_module"):
+        observer = observed.graph.get_submodule(str(node.target))
+        source = node.args[0]
+        if isinstance(observer, ActivationObserver) and isinstance(source, Node):
+            name = plan.group.get(source.name, source.name if source.name in constants else None)
+            if name is not None and name not in found:
+                found[name] = observer.grid(method, percentile)
+    found |= plan.fixed
+    return found | {name: found[root] for name, root in plan.group.items() if root in found}
+
+
 def convert(
     observed: Observed,
     *,
@@ -99,8 +131,13 @@ def convert(
         if isinstance(module, ActivationObserver):
             module.method, module.percentile = method, percentile
     graph = convert_pt2e(graph, fold_quantize=True)
+    group = observed.plan.group
+    free = free_arithmetic(
+        observed.program.graph, observed.plan, _observed_grids(observed, method, percentile)
+    )
+    _put_on(graph, group, free.grids)
     if ties:
-        avoid_ties(graph, observed.plan.group, ties)
+        avoid_ties(graph, group, ties, free.settled)
     elide_clamps(graph)
     round_biases(graph)
     graph.graph.eliminate_dead_code()
@@ -112,6 +149,17 @@ def convert(
         kept_float=dict(observed.plan.kept_float),
         weight_bits=observed.weight_bits,
     )
+
+
+def _put_on(graph: GraphModule, group: Mapping[str, str], grids: Mapping[str, Grid]) -> None:
+    """Give tensors of a converted graph other grids, by the root of their group."""
+    for node in graph.graph.find_nodes(op="call_function", target=qd.quantize_per_tensor.default):
+        root = group.get(node.args[0].name)
+        if root is None or root not in grids:
+            continue
+        for step in (node, *node.users):
+            step.update_arg(1, grids[root].scale)
+            step.update_arg(2, grids[root].zero_point)
 
 
 def _grid_of(node: Node) -> Grid:

@@ -15,9 +15,9 @@ from edgekit.evaluate import Metric
 from edgekit.inputs import Batch, Inputs, input_values, scoring
 from edgekit.recipe import Recipe
 from edgekit.report import LayerResult
-from edgekit.stages.quantize.apply import calibrate, convert, observe
+from edgekit.stages.quantize.apply import calibrate, convert, grids, observe
 from edgekit.stages.quantize.search import Choice, search
-from edgekit.stages.quantize.sensitivity import damage, describe_layers, grids, layer_snr
+from edgekit.stages.quantize.sensitivity import damage, describe_layers, layer_snr
 from edgekit.workdir import WorkDir, stage_key
 from edgekit_converters.parity import run_reference
 from edgekit_converters.program import Program, QuantizedProgram

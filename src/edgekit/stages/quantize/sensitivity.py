@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from edgekit.stages.quantize.apply import Observed
 from edgekit.stages.quantize.costs import float_bytes, macs_and_bytes
 from edgekit.stages.quantize.execute import Batch, last_readers, on_grid, run_node, walk
-from edgekit.stages.quantize.observers import PERCENTILE, ActivationObserver, weight_scales
+from edgekit.stages.quantize.observers import weight_scales
 from edgekit.stages.quantize.plan import is_float_tensor, layer_name
 from edgekit.stages.quantize.rules import RECURRENT, RULES, Kind
 from edgekit_converters.program import Grid
@@ -53,31 +53,6 @@ class _Power:
 def _energy(x: torch.Tensor) -> float:
     """Sum of squares, accumulated in float64."""
     return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
-
-
-def grids(observed: Observed, method: str, percentile: float = PERCENTILE) -> dict[str, Grid]:
-    """The grid that `convert` with the same arguments gives every tensor.
-
-    Args:
-        observed: after `calibrate`; it is not changed.
-        method: "minmax", "percentile", "mse" or "entropy".
-        percentile: share of values, in percent, that "percentile" keeps.
-
-    Returns:
-        Node name to grid, for every tensor of `plan.group` and every constant operand of arithmetic.
-    """
-    plan = observed.plan
-    constants = {name for name, _ in plan.constants}
-    found: dict[str, Grid] = {}
-    for node in observed.graph.graph.find_nodes(op="call_module"):
-        observer = observed.graph.get_submodule(str(node.target))
-        source = node.args[0]
-        if isinstance(observer, ActivationObserver) and isinstance(source, Node):
-            name = plan.group.get(source.name, source.name if source.name in constants else None)
-            if name is not None and name not in found:
-                found[name] = observer.grid(method, percentile)
-    found |= plan.fixed
-    return found | {name: found[root] for name, root in plan.group.items() if root in found}
 
 
 def layer_snr(

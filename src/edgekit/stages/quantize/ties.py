@@ -7,7 +7,7 @@ float32. A scale that is at most 0.2% smaller moves the sums off the ties, and t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -27,7 +27,10 @@ MARGIN: Final = 1e-3
 
 
 def avoid_ties(
-    graph: GraphModule, group: Mapping[str, str], batches: Sequence[tuple[torch.Tensor, ...]]
+    graph: GraphModule,
+    group: Mapping[str, str],
+    batches: Sequence[tuple[torch.Tensor, ...]],
+    settled: Collection[str] = (),
 ) -> int:
     """Nudge the scale of every sum on the grid, in place.
 
@@ -35,6 +38,7 @@ def avoid_ties(
         graph: converted graph, clamps still in place.
         group: tensor name to the root of the tensors that share its grid.
         batches: a few inputs; they show which sums occur.
+        settled: roots whose grid must stay as it is.
 
     Returns:
         Number of scales that were changed.
@@ -47,6 +51,10 @@ def avoid_ties(
     for node, counts in sums.seen.items():
         quantize = _quantize_after(node)
         assert quantize is not None
+        source = quantize.args[0]
+        assert isinstance(source, Node)
+        if group.get(source.name) in settled:
+            continue
         scale = float(quantize.args[1])
         better = best_scale(counts, _operands(node), SUMS[node.target], scale)
         if better != scale:
