@@ -59,9 +59,8 @@ def free_arithmetic(graph: GraphModule, plan: GridPlan, grids: Mapping[str, Grid
             continue
         before, after = plan.group.get(sides[0].name), plan.group.get(_result(node, plan.group).name)
         # A result that shares its grid with other tensors is not free to take this one.
-        if before is None or after in {None, before, *plan.fixed, *settled} or members[after] > 1:
+        if before is None or after is None or after in {before, *plan.fixed, *settled} or members[after] > 1:
             continue
-        assert after is not None
         old = found.get(before, grids[before])
         if node.target is aten.mul.Tensor:
             pair = scaled(old, sides[1]) if after == node.name else None
