@@ -97,6 +97,39 @@ def test_figures_are_shown_with_their_units() -> None:
         assert figure in found
 
 
+def test_a_file_judged_on_fewer_inputs_says_on_how_many() -> None:
+    report = sample_report.accepted()
+    assert " of 875" not in text_of(render_html(report))
+    report["artifacts"]["coreml"].update(n=128, metric=0.86)
+    assert text_of(render_html(report)).count("86.00% of 128") == 2  # the card and the chart
+    report["baseline"]["metric"] = "mae"
+    assert "0.86 on 128" in text_of(render_html(report))
+
+
+def test_agreement_is_not_shown_twice() -> None:
+    report = sample_report.accepted()
+    assert "agreement with float" in text_of(render_html(report))
+    report["baseline"]["metric"] = "agreement"
+    assert "agreement with float" not in text_of(render_html(report))
+
+
+@pytest.mark.parametrize(
+    ("layers", "marked", "words"),
+    [(1, 1, "the lowest"), (5, 2, "the two lowest"), (40, 3, "the three lowest")],
+)
+def test_the_lowest_layers_are_few_and_counted_in_words(layers: int, marked: int, words: str) -> None:
+    report = sample_report.accepted()
+    report["layers"] = [
+        {**report["layers"][0], "name": f"stage.block{i}.conv", "snr_db": 20.0 + i, "damage_db": None}
+        for i in range(layers)
+    ]
+    document = render_html(report)
+    assert f" {words} " in text_of(document)
+    assert document.count('class="fill worst"') == marked
+    assert document.count(">…age.block0.conv</text>") == (layers <= 8)
+    assert "kept float" not in text_of(document)
+
+
 def test_what_stayed_float_is_named_with_its_reason() -> None:
     found = text_of(render_html(sample_report.accepted()))
     assert "no runtime has an int8 kernel" in found

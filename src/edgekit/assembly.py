@@ -169,6 +169,7 @@ def _result(judged: Judged) -> ArtifactResult:
         file=saved.path.name,
         size_bytes=digest(saved.path).size_bytes,
         proof=judged.proof,
+        n=quality.n,
         metric=quality.metric,
         drop=quality.drop,
         agreement=quality.agreement,

@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 __all__ = ["Bar", "Column", "bar", "columns", "nice_ceiling"]
 
 PLOT_HEIGHT = 190
+NAME_LENGTH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +27,14 @@ class Column:
         value: height, None leaves a mark at the foot.
         shown: value with its unit.
         tone: class of the style sheet: "int8", "worst", "kept".
+        name: short text under the column, "" for none.
     """
 
     label: str
     value: float | None
     shown: str
     tone: str = "int8"
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ def columns(items: Sequence[Column], *, title: str, unit: str) -> Markup:
         f'<text class="axis" x="34" y="{place(t) + 12:.1f}" text-anchor="end">{t:g}</text>' for t in ticks
     ]
     described = escape(f"{title}: {len(items)} layers, {unit}; the table below has every value")
-    height = PLOT_HEIGHT + 16
+    height = PLOT_HEIGHT + (32 if any(item.name for item in items) else 16)
     return Markup(  # noqa: S704 - every part is made of numbers and escaped text
         f'<div class="plot"><svg class="scale" width="38" height="{height}" aria-hidden="true">'
         f"{''.join(texts)}</svg>"
@@ -105,11 +108,21 @@ def _column(item: Column, index: int, width: float, place: Callable[[float], flo
     tip = foot - 2 if item.value is None else place(item.value)
     top, height = min(tip, foot), max(abs(foot - tip), 1.5)
     gap = 0.2 * width
+    name = ""
+    if item.name:
+        middle = (index + 0.5) * width
+        text = escape(_shortened(item.name))
+        name = f'<text class="axis name" x="{middle:.3f}%" y="{PLOT_HEIGHT + 18}" text-anchor="middle">{text}</text>'
     return (
         f'<rect class="fill {escape(item.tone)}" x="{index * width + gap / 2:.3f}%" y="{top:.1f}"'
         f' width="{width - gap:.3f}%" height="{height:.1f}">'
-        f"<title>{escape(item.label)}: {escape(item.shown)}</title></rect>"
+        f"<title>{escape(item.label)}: {escape(item.shown)}</title></rect>{name}"
     )
+
+
+def _shortened(name: str) -> str:
+    """The end of a long name, which tells it from its neighbours."""
+    return name if len(name) <= NAME_LENGTH else f"…{name[1 - NAME_LENGTH :]}"
 
 
 def nice_ceiling(value: float) -> float:

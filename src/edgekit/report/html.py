@@ -18,7 +18,10 @@ TITLES = {"onnx": "ONNX", "tflite": "TFLite", "coreml": "Core ML"}
 RUNTIMES = {"onnx": "ONNX Runtime", "tflite": "LiteRT", "coreml": "Core ML"}
 # Rows of the table of bytes and MACs; the rest is one row.
 TOP_LAYERS = 12
-WORST = 3
+# Layers that a chart marks as the lowest: as many in words, and never more than every fourth.
+WORST = ("none", "the lowest", "the two lowest", "the three lowest")
+# More columns leave no room for names below them.
+NAMED_COLUMNS = 8
 
 
 def render_html(report: Mapping[str, Any]) -> str:
@@ -69,12 +72,15 @@ def _view(report: Mapping[str, Any]) -> dict[str, Any]:
         "model": report.get("model", {}),
         "titles": TITLES,
         "headline": _headline(report),
-        "cards": [_card(name, artifact, metric) for name, artifact in report["artifacts"].items()],
+        "cards": [
+            _card(name, artifact, report["baseline"]) for name, artifact in report["artifacts"].items()
+        ],
         "groups": [
             group for group in (_accuracy(report), _size(report), *_latency(report)) if len(group["bars"]) > 1
         ],
         "snr": _layer_chart(layers, "snr_db", "Signal-to-noise ratio of every layer's output"),
         "damage": _layer_chart(layers, "damage_db", "Output with this layer alone quantized"),
+        "lowest": WORST[_marked(layers)],
         "worst": _worst(layers),
         "where": _where(layers),
         "kept": kept,
@@ -124,7 +130,10 @@ def _headline(report: Mapping[str, Any]) -> str:
     return f"{files}: {', '.join(parts)}." if parts else f"{files}."
 
 
-def _card(name: str, artifact: Mapping[str, Any], metric: str) -> dict[str, Any]:
+def _card(name: str, artifact: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, Any]:
+    metric = baseline["metric"]
+    shown = numbers.judged(artifact["metric"], metric, artifact["n"], baseline["n"])
+    agreement = ("agreement with float", numbers.percent(artifact["agreement"]))
     latency, proof = artifact["latency_ms"], artifact["proof"]
     floats = sum(artifact["float_ops"].values())
     kernels = numbers.NONE if artifact["int8_ops"] is None else f"{artifact['int8_ops']} int8, {floats} float"
@@ -139,11 +148,8 @@ def _card(name: str, artifact: Mapping[str, Any], metric: str) -> dict[str, Any]
         "notes": artifact["notes"],
         "rows": [
             ("size", numbers.size(artifact["size_bytes"])),
-            (
-                metric,
-                f"{numbers.value(artifact['metric'], metric)} ({numbers.change(artifact['drop'], metric)})",
-            ),
-            ("agreement with float", numbers.percent(artifact["agreement"])),
+            (metric, f"{shown} ({numbers.change(artifact['drop'], metric)})"),
+            *([] if metric == "agreement" else [agreement]),
             ("output SNR", numbers.decibels(artifact["snr_db"])),
             ("median latency", numbers.milliseconds(latency["p50"] if latency else None)),
             ("speed against float", numbers.times(artifact["speedup"])),
@@ -165,7 +171,7 @@ def _accuracy(report: Mapping[str, Any]) -> dict[str, Any]:
         Bar(
             TITLES.get(name, name),
             artifact["metric"],
-            numbers.value(artifact["metric"], metric),
+            numbers.judged(artifact["metric"], metric, artifact["n"], baseline["n"]),
             note=numbers.change(artifact["drop"], metric),
         )
         for name, artifact in report["artifacts"].items()
@@ -216,17 +222,24 @@ def _layer_chart(layers: Sequence[Mapping[str, Any]], key: str, title: str) -> M
     measured = [layer[key] for layer in layers if layer[key] is not None]
     if not measured:
         return None
-    bound = sorted(measured)[min(WORST, len(measured)) - 1]
+    marked = _marked(layers)
+    bound = sorted(measured)[min(marked, len(measured)) - 1]
     items = [
         Column(
             label=f"{layer['name']} ({layer['op']})",
             value=layer[key],
             shown="kept float" if layer["kept_float"] else numbers.decibels(layer[key]),
             tone=_tone(layer, key, bound),
+            name=layer["name"] if len(layers) <= NAMED_COLUMNS else "",
         )
         for layer in layers
     ]
     return charts.columns(items, title=title, unit="dB")
+
+
+def _marked(layers: Sequence[Mapping[str, Any]]) -> int:
+    """How many layers a chart marks as the lowest."""
+    return min(len(WORST) - 1, -(-len(layers) // 4))
 
 
 def _tone(layer: Mapping[str, Any], key: str, bound: float) -> str:

@@ -7,6 +7,7 @@ __all__ = [
     "change",
     "count",
     "decibels",
+    "judged",
     "milliseconds",
     "percent",
     "points",
@@ -45,6 +46,12 @@ def value(number: float | None, metric: str) -> str:
     if number is None:
         return NONE
     return percent(number) if metric in SHARES else f"{number:.4g}"
+
+
+def judged(number: float | None, metric: str, n: int | None, usual: int) -> str:
+    """A value of a metric, with the number of inputs where it is not the usual one: 97.66% of 128."""
+    text = value(number, metric)
+    return text if n in (None, usual) else f"{text} {'of' if metric in SHARES else 'on'} {n}"
 
 
 def points(number: float | None, metric: str) -> str:

@@ -60,6 +60,7 @@ class ArtifactResult:
         file: name inside the bundle.
         size_bytes: of the file or package.
         proof: None when no runtime or evaluator could read it here.
+        n: evaluation inputs that it was judged on, None when it was not.
         metric: value of the baseline's metric on the file.
         drop: loss against the baseline in the metric's own unit, above 0 is worse.
         agreement: share of inputs with the same answer as the float model.
@@ -79,6 +80,7 @@ class ArtifactResult:
     file: str
     size_bytes: int
     proof: Proof | None = None
+    n: int | None = None
     metric: float | None = None
     drop: float | None = None
     agreement: float | None = None
@@ -316,6 +318,7 @@ def _artifact_tree(artifact: ArtifactResult) -> dict[str, Any]:
         "file": artifact.file,
         "size_bytes": artifact.size_bytes,
         "float_size_bytes": artifact.float_size_bytes,
+        "n": artifact.n,
         "metric": artifact.metric,
         "drop": artifact.drop,
         "agreement": artifact.agreement,

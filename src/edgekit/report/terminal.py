@@ -58,7 +58,7 @@ def _table(report: Mapping[str, Any]) -> Table:
         table.add_row(
             TITLES.get(name, name),
             numbers.size(artifact["size_bytes"]),
-            numbers.value(artifact["metric"], metric),
+            numbers.judged(artifact["metric"], metric, artifact["n"], baseline["n"]),
             numbers.change(artifact["drop"], metric),
             numbers.percent(artifact["agreement"]),
             shown,
