@@ -80,3 +80,41 @@ def test_a_full_pool_with_padding_is_not_a_global_average() -> None:
     program = cleaned(lambda x: F.avg_pool2d(x, (6, 8), stride=(2, 4), padding=(3, 4)), shape=PLANE)
 
     assert op_counts(program) == {"avg_pool2d": 1}
+
+
+def test_a_window_larger_than_the_plane_is_a_global_average() -> None:
+    assert op_counts(cleaned(lambda x: F.avg_pool2d(x, 64, ceil_mode=True), shape=PLANE)) == {
+        "adaptive_avg_pool2d": 1
+    }
+
+
+def test_rounding_up_is_dropped_where_windows_fit() -> None:
+    program = cleaned(lambda x: F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False), shape=PLANE)
+
+    (pool,) = (n for n in program.graph.graph.nodes if "avg_pool2d" in n.name)
+    assert op_counts(program) == {"avg_pool2d": 1}
+    assert not pool.args[4]
+
+
+@BOTH
+@pytest.mark.parametrize("include", [False, True])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_an_average_past_the_edge_keeps_its_value_without_rounding_up(
+    padding: int, include: bool, dynamic: bool
+) -> None:
+    # `cleaned` proves the value.
+    program = cleaned(
+        lambda x: F.avg_pool2d(x, 3, 2, padding, ceil_mode=True, count_include_pad=include),
+        shape=(4, 6, 8),
+        dynamic=dynamic,
+    )
+
+    assert op_counts(program) == {"constant_pad_nd": 1, "avg_pool2d": 1, "mul": 1, "get_attr": 1}
+
+
+def test_a_maximum_over_equal_parts_is_a_plain_pool() -> None:
+    assert op_counts(cleaned(lambda x: F.adaptive_max_pool2d(x, (3, 1)), shape=PLANE)) == {"max_pool2d": 1}
+
+
+def test_a_maximum_over_unequal_parts_stays() -> None:
+    assert op_counts(cleaned(lambda x: F.adaptive_max_pool2d(x, 4), shape=PLANE))["max_pool2d"] == 0

@@ -97,7 +97,7 @@ def prove(
     ties: Bound | None = None
     for name, model in saved.items():
         n = COREML_PROVEN if name == "coreml" else len(proof_inputs[0])
-        inputs, expected = [x[:n] for x in proof_inputs], [y[:n] for y in reference]
+        inputs, expected = [x[:n] for x in proof_inputs], [_of_first(n, y, proof_inputs) for y in reference]
         predict = open_saved(model)
         proof = measure(name, predict, inputs, expected, steps, Bound())
         if not proof.holds:
@@ -105,6 +105,11 @@ def prove(
             proof = measure(name, predict, inputs, expected, steps, ties)
         proofs[name] = proof
     return proofs
+
+
+def _of_first(n: int, output: Array, inputs: Sequence[Array]) -> Array:
+    """What belongs to the first `n` inputs; an output `[time, 1, classes]` has many rows for each."""
+    return output[: n * (len(output) // len(inputs[0]))]
 
 
 def assess(

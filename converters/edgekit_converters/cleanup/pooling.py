@@ -2,21 +2,27 @@
 
 LiteRT lowers it to an integer MEAN without a transpose (a `mean` that drops the axes gets one), ONNX to
 GlobalAveragePool, for which ONNX Runtime has an int8 kernel while ReduceMean has none.
-Other pools: an adaptive pool whose output divides its input is a plain `avg_pool2d`.
+Other pools: an adaptive pool whose output divides its input is a plain one, and an average over windows that run
+past the edge (`ceil_mode`) is spelled out, because the runtimes divide such windows by other counts than torch.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 
 from edgekit_converters.cleanup.edit import (
+    add_constant,
     aten,
     bind,
     calls,
     insert,
+    is_call,
     is_float,
     only_user,
     rank,
@@ -95,14 +101,72 @@ def same_first(left: Sequence[Any], right: Sequence[Any]) -> bool:
 
 
 def _average(graph: GraphModule, node: Node) -> bool:
-    """`avg_pool2d` over the full extent."""
+    """`avg_pool2d` over the full extent; with `ceil_mode` the window may be larger than the plane."""
     arguments = bind(node)
-    extents = shape(arguments["self"])
-    if extents is None or len(extents) != 4 or arguments["divisor_override"] is not None:
+    extents, pooled = shape(arguments["self"]), shape(node)
+    if extents is None or pooled is None or len(extents) != 4 or arguments["divisor_override"] is not None:
         return False
-    if any(arguments["padding"]) or _pair(arguments["kernel_size"]) != tuple(extents[2:]):
+    if any(arguments["padding"]) or pooled[2:] != (1, 1):
+        return False
+    kernel = _pair(arguments["kernel_size"])
+    if not all(isinstance(e, int) and k >= e for k, e in zip(kernel, extents[2:], strict=True)):
         return False
     replace(node, insert(graph, node, aten.adaptive_avg_pool2d.default, arguments["self"], [1, 1]))
+    return True
+
+
+def _ceil_average(graph: GraphModule, node: Node) -> bool:
+    """`avg_pool2d` with `ceil_mode`: without it where it changes nothing, else over a wider plane of zeros.
+
+    Torch divides a window that runs past the edge by the elements inside of it. Here the zeros count too, and a
+    constant per window makes up for them.
+    """
+    a = bind(node)
+    extents, wanted = shape(a["self"]), shape(node)
+    if not a["ceil_mode"] or extents is None or wanted is None or len(extents) != 4:
+        return False
+    if a["divisor_override"] is not None or not all(isinstance(extent, int) for extent in extents[2:]):
+        return False
+    kernel, padding = _pair(a["kernel_size"]), _pair(a["padding"])
+    stride = _pair(a["stride"]) if a["stride"] else kernel
+    reach = [(w - 1) * s + k - p for w, s, k, p in zip(wanted[2:], stride, kernel, padding, strict=True)]
+    past = [r - e - p for r, e, p in zip(reach, extents[2:], padding, strict=True)]
+    if max(past) <= 0:
+        rest = (a["self"], kernel, stride, padding, False, a["count_include_pad"])
+        replace(node, insert(graph, node, aten.avg_pool2d.default, *map(_listed, rest)))
+        return True
+    # `pad` lists the last axis first.
+    widths = [n for p, e in zip(padding[::-1], past[::-1], strict=True) for n in (p, p + max(e, 0))]
+    wider = insert(graph, node, aten.constant_pad_nd.default, a["self"], widths, 0.0)
+    pooled = insert(graph, node, aten.avg_pool2d.default, wider, list(kernel), list(stride))
+    ones = torch.ones(1, 1, *extents[2:])
+    include = bool(a["count_include_pad"])
+    exact = F.avg_pool2d(ones, kernel, stride, padding, ceil_mode=True, count_include_pad=include)
+    raw = F.avg_pool2d(F.pad(ones, widths), kernel, stride=stride)
+    share = add_constant(graph, node, f"{node.name}_share", exact / raw, like=node)
+    replace(node, insert(graph, node, aten.mul.Tensor, pooled, share))
+    return True
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _adaptive_max(graph: GraphModule, node: Node) -> bool:
+    """An adaptive maximum whose output divides its input, and whose indices nobody reads, is a plain one."""
+    arguments = bind(node)
+    extents, wanted = shape(arguments["self"]), _pair(arguments["output_size"])
+    if extents is None or len(extents) != 4 or not all(isinstance(extent, int) for extent in extents[2:]):
+        return False
+    if any(extent % size for extent, size in zip(extents[2:], wanted, strict=True)):
+        return False
+    if any(not is_call(user, operator.getitem) or (user.args[1] and user.users) for user in node.users):
+        return False
+    kernel = [extent // size for extent, size in zip(extents[2:], wanted, strict=True)]
+    new = insert(graph, node, aten.max_pool2d.default, arguments["self"], kernel, kernel)
+    for user in list(node.users):
+        replace(user, new)
+    graph.graph.erase_node(node)
     return True
 
 
@@ -167,6 +231,8 @@ _REWRITES: tuple[tuple[Any, Callable[[GraphModule, Node], bool]], ...] = (
     (aten.mean.dim, _mean),
     (aten.mean.dim, _mean_of_means),
     (aten.avg_pool2d.default, _average),
+    (aten.avg_pool2d.default, _ceil_average),
+    (aten.adaptive_max_pool2d.default, _adaptive_max),
     (aten.adaptive_avg_pool2d.default, _adaptive),
     *((target, _squeezed) for target in _SHAPES),
 )
