@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import settings
 
 # Before torch is imported: two test processes with a thread pool each would only wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell starts what it runs in the background with SIGINT ignored, and every child inherits that: tests of Ctrl-C
+# need it heard.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says more about the machine than about the code. CI draws the same ones each time.
 settings.register_profile("edgekit", deadline=None)
