@@ -298,6 +298,28 @@ def test_a_mask_that_is_computed_masks_the_same_places(dynamic: bool) -> None:
     assert op_counts(cleaned(function, shape=(5, 8), dynamic=dynamic))["softmax"] == 1
 
 
+def test_an_example_mask_that_hides_everything_is_no_reason_to_fail() -> None:
+    def function(x, mask):
+        return F.scaled_dot_product_attention(x.sin(), x.cos(), x, attn_mask=mask.bool()[:, None, :])
+
+    program = program_of(Formula(function), (torch.randn(1, 5, 8), torch.zeros(1, 5, dtype=torch.long)))
+
+    result, _ = clean(program)
+
+    x, mask = torch.randn(1, 5, 8), torch.tensor([[1, 1, 1, 0, 0]])
+    torch.testing.assert_close(result.graph(x, mask)[0], function(x, mask))
+    assert op_counts(result)["softmax"] == 1
+
+
+def test_an_index_that_only_zero_fits_is_left_at_zero() -> None:
+    program = program_of(
+        Formula(lambda x, i, table: table(i) + x, nn.Embedding(1, 3)),
+        (torch.randn(1, 3), torch.zeros(1, dtype=torch.long)),
+    )
+
+    assert op_counts(clean(program)[0])["embedding"] == 1
+
+
 @BOTH
 def test_grouped_queries_and_a_given_scale(dynamic: bool) -> None:
     def function(x):
