@@ -145,6 +145,10 @@ def metric_without_module(here: Path) -> tuple[str, ...]:
     return (MODEL, "--data", str(folder() / "data.npz"), "--metric", "no_such_module:f")
 
 
+def metric_without_data(here: Path) -> tuple[str, ...]:
+    return (MODEL, "--metric", "top1")
+
+
 def metric_without_labels(here: Path) -> tuple[str, ...]:
     save_data(Path("bare.npz"), x=images())
     return (MODEL, "--data", "bare.npz", "--metric", "top1")
@@ -152,6 +156,19 @@ def metric_without_labels(here: Path) -> tuple[str, ...]:
 
 def negative_seed(here: Path) -> tuple[str, ...]:
     return (MODEL, "--seed", "-1")
+
+
+def drop_in_letters(here: Path) -> tuple[str, ...]:
+    return (MODEL, "--max-drop", "abc")
+
+
+def seed_with_a_fraction(here: Path) -> tuple[str, ...]:
+    return (MODEL, "--seed", "1.5")
+
+
+def unknown_preprocessing_key(here: Path) -> tuple[str, ...]:
+    Path("recipe.toml").write_text("[preprocessing]\nmeen = [1]\n")
+    return (MODEL, "--recipe", "recipe.toml")
 
 
 def drop_of_nan(here: Path) -> tuple[str, ...]:
@@ -179,13 +196,17 @@ CASES: tuple[tuple[Callable[[Path], tuple[str, ...]], tuple[str, ...]], ...] = (
     (used_directory, ("thesis", "chapter.txt", "-o")),
     (out_is_a_file, ("taken", "a directory", "-o")),
     (out_below_a_file, ("taken", "-o")),
-    (unknown_format, ('"bogus"', '"onnx"', '"tflite"', '"coreml"')),
+    (unknown_format, ('--format = ["onnx", "bogus"]', '"onnx"', '"tflite"', '"coreml"')),
     (unknown_target, ("toaster", "raspberry-pi-5")),
     (unknown_metric, ('"top3"', "top1")),
     (metric_without_module, ("no_such_module:f", "module:callable")),
     (metric_without_labels, ("--metric top1", "no labels", "agreement")),
+    (metric_without_data, ("--metric top1", "no labels", "agreement")),
     (negative_seed, ("seed = -1", "4294967295")),
-    (drop_of_nan, ("max_drop = NaN", "at least 0")),
+    (drop_of_nan, ("--max-drop = NaN", "at least 0")),
+    (drop_in_letters, ("--max-drop abc", "a number")),
+    (seed_with_a_fraction, ("--seed 1.5", "a whole number")),
+    (unknown_preprocessing_key, ("meen", "mean", "[preprocessing]")),
 )
 
 

@@ -281,7 +281,17 @@ def test_a_damaged_npz_is_refused(tmp_path):
     np.savez(tmp_path / "d.npz", x=numbered(50))
     data = (tmp_path / "d.npz").read_bytes()
     (tmp_path / "d.npz").write_bytes(data[:-60])
-    assert refused("npz", tmp_path / "d.npz")
+    assert "truncated" in refused("np.savez", tmp_path / "d.npz").what
+    (tmp_path / "d.npz").write_text("x,y\n1,2\n")
+    assert "cannot be read as .npz" in refused("np.savez", tmp_path / "d.npz").what
+
+
+def test_a_single_array_is_recognised_and_the_line_that_mends_it_is_right(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("größe.npy", numbered(6))
+    error = refused("a single array", Path("größe.npy"))
+    exec(error.way_out.removeprefix("Save it again: ").removesuffix("."), {"np": np})
+    assert opened(Path("data.npz")).n_evaluation == 3
 
 
 def test_no_data_is_said_plainly():

@@ -85,7 +85,7 @@ def test_a_script_needs_no_guard_and_no_data(tmp_path: Path) -> None:
     # A worker that imported the script again would print again.
     assert done.stdout.splitlines() == ["once", "Sequential-edgekit True"]
     notes = " ".join(Bundle.open(tmp_path / "Sequential-edgekit").report["notes"])
-    assert "nothing was measured on real data" in notes
+    assert "Nothing was measured on real data" in notes
     assert sorted(p.name for p in tmp_path.iterdir()) == ["Sequential-edgekit", "train.py"]
 
 

@@ -174,7 +174,7 @@ def test_a_misspelt_choice_gets_its_close_match(tmp_path: Path) -> None:
 def test_a_wrong_option_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load_recipe(write(tmp_path, "seed = 1"), {"budget": {"max_drop": -1}})
-    assert caught.value.what == "options: budget.max_drop = -1"
+    assert caught.value.what == "--max-drop = -1"
 
 
 @pytest.mark.parametrize("content", [b"seed = ", b"\xff\xfe", b"a = [" * 5000, b"#" * 1_000_001])
@@ -218,6 +218,6 @@ def test_options_of_any_kind_are_read_or_refused(tree: dict[str, Any]) -> None:
     except UsageError as error:
         refused = str(error)
     else:
-        refused = "options: "
+        refused = "--"
         assert load_recipe(overrides=tree).digest() == recipe.digest()
-    assert refused.startswith("options: ")
+    assert refused.startswith(("options: unknown key", "--"))

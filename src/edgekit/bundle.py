@@ -101,7 +101,12 @@ class Bundle:
         """
         path = Path(path)
         if not path.is_dir():
-            raise UsageError(f"{path}: no such directory", expected="a bundle", way_out="Check the path.")
+            found = "a file" if path.exists() else "no such directory"
+            raise UsageError(
+                f"{path}: {found}",
+                expected="a bundle: the directory that `edgekit compress` wrote",
+                way_out="Check the path.",
+            )
         manifest = _read_manifest(path / MANIFEST)
         for artifact in manifest.artifacts:
             _check_artifact(path, artifact.file, Digest(artifact.sha256, artifact.size_bytes))
@@ -160,6 +165,20 @@ def check_out(out: Path) -> None:
     way_out = "Choose another directory with -o, or empty this one."
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is a file", expected="a directory", way_out="Choose another name with -o.")
+    target = out.resolve()
+    nearest = next(place for place in (target, *target.parents) if place.exists())
+    if not nearest.is_dir():
+        raise UsageError(
+            f"{out}: {nearest} is a file",
+            expected="a place in a directory",
+            way_out="Choose another place with -o.",
+        )
+    if not os.access(target.parent if nearest == target else nearest, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"{out}: no permission to write",
+            expected="a place that can be written",
+            way_out="Choose another place with -o.",
+        )
     foreign = _foreign(out)
     if foreign:
         raise UsageError(

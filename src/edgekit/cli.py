@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
@@ -32,6 +32,7 @@ app = typer.Typer(
 errors = Console(stderr=True, highlight=False)
 
 ACCEPTED, USAGE, MISSED, NOT_LOWERED = 0, 2, 3, 4
+Number = TypeVar("Number", int, float)
 
 
 def _version(wanted: bool) -> None:
@@ -68,16 +69,20 @@ def compress(
     preset: Annotated[str | None, typer.Option(help="fast, balanced or max.")] = None,
     format: Annotated[str | None, typer.Option("--format", help="Of onnx,tflite,coreml.")] = None,
     target: Annotated[list[str] | None, typer.Option(help="Device profile; see `edgekit devices`.")] = None,
-    max_drop: Annotated[float | None, typer.Option(help="Largest loss of the metric, e.g. 0.01.")] = None,
-    max_latency_ms: Annotated[float | None, typer.Option(help="Largest median latency here.")] = None,
-    max_size_mb: Annotated[float | None, typer.Option(help="Largest file in 10^6 bytes.")] = None,
+    max_drop: Annotated[
+        str | None, typer.Option(metavar="X", help="Largest loss of the metric, e.g. 0.01.")
+    ] = None,
+    max_latency_ms: Annotated[
+        str | None, typer.Option(metavar="T", help="Largest median latency here.")
+    ] = None,
+    max_size_mb: Annotated[str | None, typer.Option(metavar="S", help="Largest file in 10^6 bytes.")] = None,
     allow_slower: Annotated[
         bool, typer.Option("--allow-slower", help="Accept INT8 that is slower than float.")
     ] = False,
     metric: Annotated[str | None, typer.Option(help="top1, f1, mae, agreement or module:callable.")] = None,
     io: Annotated[str | None, typer.Option(help="float32 or int8 ends of the TFLite file.")] = None,
     layout: Annotated[str | None, typer.Option(help="nchw or nhwc input of the TFLite file.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of every random choice.")] = None,
+    seed: Annotated[str | None, typer.Option(metavar="N", help="Of every random choice.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interrupt.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report to stdout, nothing else.")
@@ -97,14 +102,14 @@ def compress(
             preset=preset,
             formats=[f.strip() for f in format.split(",") if f.strip()] if format is not None else None,
             target=target or (),
-            max_drop=max_drop,
-            max_latency_ms=max_latency_ms,
-            max_size_mb=max_size_mb,
+            max_drop=_number("--max-drop", max_drop, float),
+            max_latency_ms=_number("--max-latency-ms", max_latency_ms, float),
+            max_size_mb=_number("--max-size-mb", max_size_mb, float),
             allow_slower=allow_slower or None,
             metric=metric,
             io=io,
             layout=layout,
-            seed=seed,
+            seed=_number("--seed", seed, int),
             resume=resume,
             command=shlex.join(["edgekit", *sys.argv[1:]]),
         )
@@ -226,6 +231,20 @@ def _shape(text: str) -> tuple[int, ...]:
             way_out="Give the option once per input.",
         )
     return shape
+
+
+def _number(option: str, text: str | None, kind: type[Number]) -> Number | None:
+    """Read the value of an option here and not in the parser, so that a wrong one is told like all others."""
+    from edgekit.errors import UsageError
+
+    try:
+        return None if text is None else kind(text)
+    except ValueError:
+        raise UsageError(
+            f"{option} {text}",
+            expected="a whole number" if kind is int else "a number, with a point for fractions, e.g. 0.01",
+            way_out="Correct the value, or leave the option out for its default.",
+        ) from None
 
 
 def _print(value: Any) -> None:

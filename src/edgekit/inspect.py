@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from edgekit.bundle import MANIFEST, Bundle
+from edgekit.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,13 @@ def inspect_path(
     """
     if path.is_dir() and (path / MANIFEST).exists():
         return _bundle(Bundle.open(path))
+    if path.is_dir():
+        raise UsageError(
+            f"{path}: a directory without {MANIFEST}",
+            expected="a model file, or a bundle",
+            way_out="Pass the model file inside it (.pt, .pt2, .pth), or the directory that "
+            "`edgekit compress` wrote.",
+        )
     return _model(path, trust, input_shapes)
 
 

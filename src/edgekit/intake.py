@@ -42,14 +42,10 @@ def load(model: Any, data: Any, wish: Mapping[str, Any]) -> Candidate:
 def open_inputs(given: Any, recipe: Recipe, candidate: Candidate, work: WorkDir) -> Inputs:
     """The user's data, checked against the float model; or inputs distilled from the model."""
     program = candidate.program
-    if given is None:
-        inputs = from_model(program, candidate.sha256, work, seed=recipe.seed)
-        note = (
-            "No data was given: calibration inputs were distilled from the model, "
-            "and nothing was measured on real data."
-        )
-        return replace(inputs, notes=(note, *inputs.notes))
     preprocessing = Preprocessing.from_dict(recipe.preprocessing) if recipe.preprocessing else None
+    if given is None:
+        choose_metric(recipe.metric, labels=False, classes=False)  # one that needs labels is refused first
+        return from_model(program, candidate.sha256, work, seed=recipe.seed)
     data = open_data(
         given,
         inputs=program.inputs,

@@ -330,7 +330,7 @@ def load_recipe(path: Path | None = None, overrides: Mapping[str, Any] | None = 
         UsageError: the file cannot be read, or a key or value is wrong.
     """
     tree = {} if path is None else _checked(_read_toml(path), str(path))
-    for key, value in _checked(overrides or {}, "options").items():
+    for key, value in _checked(overrides or {}, _OPTIONS).items():
         tree[key] = {**tree.get(key, {}), **value} if key in _SECTIONS else value
     preset = str(tree.get("preset", "balanced"))
     quantize = Quantize(**{**PRESETS[preset], **tree.pop("quantize", {})})
@@ -339,6 +339,8 @@ def load_recipe(path: Path | None = None, overrides: Mapping[str, Any] | None = 
 
 
 _SECTIONS = tuple(name for name in _RULES if name)
+# What messages call the source of values that come from no file.
+_OPTIONS = "options"
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -384,16 +386,24 @@ def _apply(rule: _Rule, value: object, source: str, path: str) -> object:
         raise _wrong(source, path, value, rule) from None
 
 
+def _named(source: str, path: str) -> str:
+    """A key of a file as `file: section.key`, an option as it is typed."""
+    if source != _OPTIONS:
+        return f"{source}: {path}"
+    key = path.rpartition(".")[2]
+    return "--" + {"formats": "format", "targets": "target"}.get(key, key).replace("_", "-")
+
+
 def _wrong(source: str, path: str, value: object, rule: _Rule) -> UsageError:
     shown = json.dumps(value, ensure_ascii=False, default=str)
     given = value if isinstance(value, list | tuple) else [value]
     hints = [hint for each in given if each not in rule.choices for hint in _close(str(each), rule.choices)]
     return UsageError(
-        f"{source}: {path} = {shown if len(shown) <= 80 else shown[:77] + '…'}",
+        f"{_named(source, path)} = {shown if len(shown) <= 80 else shown[:77] + '…'}",
         expected=rule.expected,
         way_out=f'Did you mean "{hints[0]}"?'
         if hints
-        else "Correct the value, or drop the key for its default.",
+        else f"Correct the value, or leave the {'option' if source == _OPTIONS else 'key'} out for its default.",
     )
 
 

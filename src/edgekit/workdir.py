@@ -60,9 +60,10 @@ class WorkDir:
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
-            raise _unusable(
+            raise UsageError(
                 f"{error.filename or folder}: {error.strerror} in the stage `{name}`",
-                "Free some room and go on with --resume, or choose another place with -o.",
+                expected="room beside the output for the work of this run",
+                way_out="Free some room and go on with --resume, or choose another place with -o.",
             ) from error
         finally:
             if not marker.exists():
@@ -84,7 +85,11 @@ def _make(folder: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        raise _unusable(f"{folder}: {error.strerror}", "Choose another place with -o.") from error
+        raise UsageError(
+            f"{folder}: {error.strerror}",
+            expected="a place beside the output that can be written, for the work of this run",
+            way_out="Choose another place with -o.",
+        ) from error
     facts = make(folder)
     temporary = folder / f"{_DONE}.part"
     with temporary.open("w", encoding="utf-8") as f:
@@ -93,10 +98,6 @@ def _make(folder: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any
         os.fsync(f.fileno())
     temporary.replace(folder / _DONE)
     return facts
-
-
-def _unusable(what: str, way_out: str) -> UsageError:
-    return UsageError(what, expected="room beside the output for the work of this run", way_out=way_out)
 
 
 def stage_key(*parts: Any) -> str:

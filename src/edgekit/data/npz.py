@@ -37,12 +37,24 @@ def open_npz(path: Path, inputs: Sequence[TensorInfo]) -> Sets:
                 if info.filename.endswith(".npy")
             }
     except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-        raise UsageError(
-            f"{path}: cannot be read as .npz: {error}",
-            expected="numbers saved with np.savez or np.savez_compressed, no pickled objects",
-            way_out="Save it again: np.savez('data.npz', x=inputs, y=labels).",
-        ) from error
+        raise _unreadable(path, error) from error
     return sets_of(arrays, inputs, str(path))
+
+
+def _unreadable(path: Path, error: Exception) -> UsageError:
+    with path.open("rb") as file:
+        head = file.read(6)
+    found, way_out = f"cannot be read as .npz: {error}", "np.savez('data.npz', x=inputs, y=labels)"
+    if head == b"\x93NUMPY":
+        found = "a single array (.npy)"
+        way_out = f"np.savez('data.npz', x=np.load({path.name!r}))"
+    elif head.startswith(b"PK") and isinstance(error, zipfile.BadZipFile):
+        found = f"damaged or truncated ({path.stat().st_size} bytes): {error}"
+    return UsageError(
+        f"{path}: {found}",
+        expected="numbers saved with np.savez or np.savez_compressed, no pickled objects",
+        way_out=f"Save it again: {way_out}.",
+    )
 
 
 def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:

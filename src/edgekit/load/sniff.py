@@ -25,7 +25,10 @@ FOREIGN: dict[str, tuple[str, str]] = {
     "lfs": ("a Git LFS pointer, not the model", "Run git lfs pull in that checkout."),
     "npz": ("a NumPy archive: data, not a model", "Pass it with --data."),
     "zip": ("a zip archive without a torch model in it", "Unpack it and pass the model inside."),
-    "text": ("text", "Pass the file that torch.save, torch.jit.save or torch.export.save wrote."),
+    "text": (
+        "a text file, not a model",
+        "Pass the file that torch.save, torch.jit.save or torch.export.save wrote.",
+    ),
     "unknown": (
         "not a file that torch writes",
         "Pass the file that torch.save, torch.jit.save or torch.export.save wrote.",
