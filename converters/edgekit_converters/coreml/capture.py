@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +14,8 @@ from torch.fx import Graph, Node
 from edgekit_converters.coreml.rewrite import join_moves, spell_out_defaults, with_outputs_of_their_own
 from edgekit_converters.errors import LoweringError
 from edgekit_converters.program import Program
+from edgekit_converters.source import find_source
 
-TORCH = Path(torch.__file__).parent
 WAY_OUT = (
     "Replace the op in the model by supported ones, keep it outside of the exported model, "
     "or leave coreml out of --format."
@@ -54,7 +52,7 @@ def capture(program: Program, supported: Collection[str]) -> ExportedProgram:
         raise LoweringError(
             format="coreml",
             op=str(node.target).removesuffix(".default"),
-            where=where_in_source(node),
+            where=find_source(node),
             why="coremltools has no conversion for it, nor for what PyTorch decomposes it into",
             way_out=WAY_OUT,
         )
@@ -88,21 +86,3 @@ def op_kind(target: Any) -> str:
 
 def _unsupported(graph: Graph, supported: Collection[str]) -> list[Node]:
     return [n for n in graph.nodes if n.op == "call_function" and op_kind(n.target) not in supported]
-
-
-def where_in_source(node: Node) -> str:
-    """Finds the user's source line of a node, or its module path.
-
-    Args:
-        node: of any graph that came from `torch.export`, which keeps the stack of the call.
-
-    Returns:
-        `/home/me/model.py:12` or `encoder.layers.0`, "" when the model carries neither.
-    """
-    frames = re.findall(r'File "([^"<]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    own = [f"{file}:{line}" for file, line in frames if not Path(file).is_relative_to(TORCH)]
-    if own:
-        return own[-1]
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [str(path) for path, _ in stack.values() if path]
-    return paths[-1] if paths else ""

@@ -8,13 +8,14 @@ from typing import Any
 
 from torch.export import ExportedProgram
 
-from edgekit_converters.coreml.capture import WAY_OUT, can_decompose, capture, where_in_source
+from edgekit_converters.coreml.capture import WAY_OUT, can_decompose, capture
 from edgekit_converters.coreml.elementary import ELEMENTARY, MISREAD
 from edgekit_converters.coreml.package import write_package
 from edgekit_converters.coreml.quiet import borrowed
 from edgekit_converters.coreml.recurrent import RECURRENT
 from edgekit_converters.errors import LoweringError
 from edgekit_converters.program import Program, QuantizedProgram, TensorInfo
+from edgekit_converters.source import find_source
 
 
 def export_coreml(program: QuantizedProgram, path: Path) -> None:
@@ -106,7 +107,7 @@ def _lowering_error(error: Exception, exported: ExportedProgram | None) -> Lower
     return LoweringError(
         format="coreml",
         op=f"aten.{converted.kind}" if converted is not None else "the graph",
-        where=where_in_source(node) if node else "",
+        where=find_source(node) if node else "",
         why=lines[0].rstrip("."),
         way_out=WAY_OUT,
     )

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.traceback import preserve_node_meta
 
 aten = torch.ops.aten
 Shape = Sequence[Any]
@@ -42,7 +43,9 @@ class Replay(torch.nn.Module):  # type: ignore[misc]
 
     def forward(self, *args: torch.Tensor) -> Any:
         """Flat inputs in, flat tuple out."""
-        return _Rebatching(self, self._steps, self._batch).run(*args)
+        # Source lines and module paths of the nodes go on to those that are recorded for them.
+        with preserve_node_meta():
+            return _Rebatching(self, self._steps, self._batch).run(*args)
 
 
 class _Rebatching(Interpreter):  # type: ignore[misc]
