@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 
 from edgekit_converters.errors import LoweringError
+from edgekit_converters.onnx.names import free_end_names
 from edgekit_converters.onnx.rewrites import REWRITES
 from edgekit_converters.program import Program, QuantizedProgram
 from edgekit_converters.quiet import quiet_torch
@@ -42,6 +43,7 @@ def export_onnx(program: QuantizedProgram | Program, path: Path) -> None:
 
     source = program.program if isinstance(program, QuantizedProgram) else program
     model = _torch_export(source)
+    free_end_names(model)
     for rewrite in REWRITES:
         rewrite(model)
     _tidy(model)
