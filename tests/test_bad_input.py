@@ -194,7 +194,7 @@ CASES: tuple[tuple[Callable[[Path], tuple[str, ...]], tuple[str, ...]], ...] = (
     (unknown_recipe_key, ("recipe.toml", "quantize.observer", 'Did you mean "observers"?')),
     (wrong_recipe_value, ("recipe.toml", "budget.max_drop = -1", "at least 0")),
     (used_directory, ("thesis", "chapter.txt", "-o")),
-    (out_is_a_file, ("taken", "a directory", "-o")),
+    (out_is_a_file, ("taken", "not a directory", "-o")),
     (out_below_a_file, ("taken", "-o")),
     (unknown_format, ('--format = ["onnx", "bogus"]', '"onnx"', '"tflite"', '"coreml"')),
     (unknown_target, ("toaster", "raspberry-pi-5")),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -230,6 +232,31 @@ def test_a_file_put_into_the_directory_meanwhile_is_never_lost(tmp_path: Path) -
     with pytest.raises(UsageError, match=r"late\.txt"):
         write_then(out, somebody_else)
     assert contents(out) == {"late.txt": b"keep"}
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user"
+)
+def test_a_place_that_may_not_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    code = f"""
+import os
+from pathlib import Path
+from edgekit.bundle import check_out
+from edgekit.errors import UsageError
+os.setuid(65534)
+for out in ("/etc/new", "/etc/deep/below", {str(tmp_path / "out")!r}):
+    try:
+        check_out(Path(out))
+    except UsageError as error:
+        print(error.what)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "/etc/new: no permission to write to /etc",
+        "/etc/deep/below: no permission to write to /etc",
+        f"{tmp_path / 'out'}: Permission denied",
+    ]
 
 
 def test_a_file_is_no_place_for_a_bundle(tmp_path: Path) -> None:

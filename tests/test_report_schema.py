@@ -141,8 +141,35 @@ def shown(report: dict[str, Any], width: int = 140) -> str:
 def test_the_summary_has_a_row_per_format_and_the_verdict() -> None:
     text = shown(sample_report.accepted())
     assert text.startswith("✓ accepted  efficientnet-lite0 1.0.0")
-    for word in ("ONNX", "TFLite", "Core ML", "4.91 MB", "−0.12 points", "2.28×", "max 1 of 2"):
+    for word in (
+        "ONNX",
+        "TFLite",
+        "Core ML",
+        "4.91 MB",
+        "points",
+        "−0.12",
+        "2.28×",
+        "max 1 of 2",
+        "875 inputs",
+    ):
         assert word in text
+
+
+def test_the_summary_fits_a_plain_terminal() -> None:
+    report = sample_report.accepted()
+    report["artifacts"]["coreml"]["n"] = 128
+    report["notes"] = []  # sentences may wrap
+    wide, narrow = shown(report, 200), shown(report, 80)
+    assert [line.rstrip() for line in narrow.splitlines()] == [line.rstrip() for line in wide.splitlines()]
+    assert "87.81%*" in narrow
+    assert "* Core ML: on the first 128 of them" in narrow
+
+
+def test_agreement_has_one_column_where_it_is_the_metric() -> None:
+    report = sample_report.accepted()
+    assert "agrees" in shown(report)
+    report["baseline"]["metric"] = "agreement"
+    assert "agrees" not in shown(report)
 
 
 def test_the_summary_of_a_refusal_shows_reasons_as_they_are() -> None:

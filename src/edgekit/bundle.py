@@ -157,35 +157,37 @@ def digest(path: Path) -> Digest:
 
 
 def check_out(out: Path) -> None:
-    """Refuse a place that a bundle must not be written to, before any work is done.
+    """Refuse a place that a bundle must not or cannot be written to, before any work is done.
 
     Raises:
-        UsageError: `out` is a file, or a directory that holds anything but a bundle of ours.
+        UsageError: `out` is a file or below one, may not be written, or is a directory that holds anything but a
+            bundle of ours.
     """
-    way_out = "Choose another directory with -o, or empty this one."
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out}: is a file", expected="a directory", way_out="Choose another name with -o.")
-    target = out.resolve()
-    nearest = next(place for place in (target, *target.parents) if place.exists())
-    if not nearest.is_dir():
+    try:
+        found, foreign = _obstacle(out), _foreign(out)
+    except OSError as error:
+        found, foreign = error.strerror or str(error), ""
+    if found:
         raise UsageError(
-            f"{out}: {nearest} is a file",
-            expected="a place in a directory",
-            way_out="Choose another place with -o.",
+            f"{out}: {found}", expected="a place that can be written", way_out="Choose another place with -o."
         )
-    if not os.access(target.parent if nearest == target else nearest, os.W_OK | os.X_OK):
-        raise UsageError(
-            f"{out}: no permission to write",
-            expected="a place that can be written",
-            way_out="Choose another place with -o.",
-        )
-    foreign = _foreign(out)
     if foreign:
         raise UsageError(
             f"{out}: not empty, it holds {foreign}",
             expected="a new or empty directory, or an earlier bundle",
-            way_out=way_out,
+            way_out="Choose another directory with -o, or empty this one.",
         )
+
+
+def _obstacle(out: Path) -> str:
+    """What is in the way of a directory at `out`, "" if nothing is."""
+    if out.exists() and not out.is_dir():
+        return "is a file, not a directory"
+    target = out.resolve()
+    nearest = next((place for place in target.parents if place.exists()), target)
+    if not nearest.is_dir():
+        return f"{nearest} is a file"
+    return "" if os.access(nearest, os.W_OK | os.X_OK) else f"no permission to write to {nearest}"
 
 
 @contextmanager
