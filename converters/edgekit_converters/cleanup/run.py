@@ -26,7 +26,9 @@ from edgekit_converters.cleanup import (
     linears,
     padding,
     pooling,
+    powers,
     spelling,
+    transposed,
 )
 from edgekit_converters.errors import EdgekitError
 from edgekit_converters.program import Program
@@ -42,9 +44,11 @@ PASSES: tuple[tuple[str, Callable[[GraphModule], int]], ...] = (
     ("linear layers", linears.run),
     ("formulas", composites.run),
     ("attention", attention.run),
+    ("powers", powers.run),
     ("activations", activations.run),
     ("padding", padding.run),
     ("batch norm folding", batch_norm.run),
+    ("transposed convolutions", transposed.run),
     ("affine folding", affine.run),
     ("lone batch norm", batch_norm.run_alone),
     ("pooling", pooling.run),
