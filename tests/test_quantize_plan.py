@@ -163,6 +163,37 @@ def test_an_addition_of_a_mask_stays_float() -> None:
     assert not plan.constants
 
 
+def test_a_softmax_over_few_bins_before_a_layer_is_on_its_fixed_grid() -> None:
+    def bins(x: Tensor, c: nn.Module, d: nn.Module) -> Tensor:
+        return d(c(x).softmax(1))
+
+    plan = plan_of(bins, conv(), conv(), shape=(4, 8, 8))
+
+    assert "softmax" in plan.seeds
+    assert plan.fixed == {"softmax": UNIT_GRID}
+
+
+def test_what_a_softmax_over_many_places_weighs_stays_float() -> None:
+    def pooled(x: Tensor, c: nn.Module, d: nn.Module) -> Tensor:
+        return d((c(x).flatten(2).softmax(2) * x.flatten(2)).unflatten(2, (8, 8)))
+
+    plan = plan_of(pooled, conv(), conv(), shape=(4, 8, 8))
+
+    assert plan.kept_float["softmax"] == "softmax inside the network stays float32"
+    assert plan.kept_float["mul"] == "weighs by a softmax that stays float32"
+    assert "softmax" not in plan.group
+
+
+def test_a_softmax_kept_float_by_name_between_layers_still_has_its_grid() -> None:
+    def bins(x: Tensor, c: nn.Module, d: nn.Module) -> Tensor:
+        return d(c(x).softmax(1))
+
+    plan = plan_of(bins, conv(), conv(), shape=(4, 8, 8), keep_float=("softmax",))
+
+    assert "softmax" not in plan.seeds
+    assert plan.fixed == {"softmax": UNIT_GRID}
+
+
 def test_an_output_softmax_a_sigmoid_and_a_tanh_have_fixed_grids() -> None:
     def function(x: Tensor, f: nn.Module, g: nn.Module, h: nn.Module) -> tuple[Tensor, ...]:
         return f(x).softmax(-1), g(x).sigmoid(), h(x).tanh()

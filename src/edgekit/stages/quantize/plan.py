@@ -33,6 +33,10 @@ from edgekit_converters.program import Grid
 
 # A constant beyond this is a mask ("minus infinity"), not data: on an int8 grid it would swallow every other value.
 MASK_MAGNITUDE = 1e4
+# Shares of one among more places than this are too small for steps of 1/256, the grid that softmax has in LiteRT.
+SOFTMAX_PLACES = 32
+SOFTMAX = frozenset({aten.softmax.int, aten._softmax.default})
+PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default})
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,8 @@ def make_plan(graph: GraphModule, *, keep_float: Iterable[str] = ()) -> GridPlan
     fixed = {
         group[n.name]: FIXED_GRIDS[n.target]
         for n in nodes
-        if n.name in group and seeds.get(n.name) is Kind.FIXED
+        # Also where it stays float: LiteRT has one kernel between two integer tensors, and that has this grid.
+        if n.name in group and n.target in FIXED_GRIDS
     }
     weights = {
         n.name: (_weight(n).name, WEIGHT_AXIS[n.target]) for n in nodes if seeds.get(n.name) is Kind.WEIGHTED
@@ -146,7 +151,7 @@ def _why_float(graph: GraphModule, node: Node, keep: tuple[str, ...]) -> str:  #
         return "weight is computed at run time"
     if node.target is aten.conv_transpose2d.input and len(node.args) > 6 and node.args[6] != 1:
         return "grouped transposed convolution has no int8 kernel in LiteRT"
-    if node.target in {aten.softmax.int, aten._softmax.default} and not _ends_the_graph(node):
+    if node.target in SOFTMAX and not (_ends_the_graph(node) or _weighs_on_the_grid(node)):
         return "softmax inside the network stays float32"
     if kind is Kind.COMPUTE:
         return _why_compute_float(graph, node)
@@ -154,13 +159,15 @@ def _why_float(graph: GraphModule, node: Node, keep: tuple[str, ...]) -> str:  #
 
 
 def _why_compute_float(graph: GraphModule, node: Node) -> str:
-    if node.target in {aten.matmul.default, aten.bmm.default}:
+    if node.target in PRODUCTS:
         return "product of two activations has no static int8 kernel in LiteRT's delegate"
     for arg in node.all_input_nodes:
         if not is_float_tensor(arg):
             return "mixes integer and float tensors"
         if arg.op == "get_attr" and _constant(graph, arg).abs().max() > MASK_MAGNITUDE:
             return "adds a mask"
+        if arg.target in SOFTMAX and not _weighs_on_the_grid(arg):
+            return "weighs by a softmax that stays float32"
     return ""
 
 
@@ -209,6 +216,21 @@ def _touches_floats(node: Node) -> bool:
 
 def _ends_the_graph(node: Node) -> bool:
     return all(u.op == "output" for u in node.users)
+
+
+def _weighs_on_the_grid(node: Node) -> bool:
+    """A softmax over few places that a layer or an element-wise product reads: bins of a box, shares of branches."""
+    axis = node.args[1]
+    assert isinstance(axis, int)
+    places = node.meta["val"].shape[axis]
+    return isinstance(places, int) and places <= SOFTMAX_PLACES and any(map(_computes, node.users))
+
+
+def _computes(user: Node) -> bool:
+    kind = RULES.get(user.target)
+    if kind is Kind.SHARED:
+        return any(map(_computes, user.users))
+    return kind is Kind.WEIGHTED or (kind is Kind.COMPUTE and user.target not in PRODUCTS)
 
 
 def _constant(graph: GraphModule, node: Node) -> torch.Tensor:
@@ -266,7 +288,7 @@ def _join_shared(nodes: list[Node], seeds: Mapping[str, Kind], hidden: set[str])
             name = parent[name]
         return name
 
-    fixed_roots = {n.name for n in nodes if seeds.get(n.name) is Kind.FIXED}
+    fixed_roots = {n.name for n in nodes if n.target in FIXED_GRIDS}
     for n in nodes:
         sources = _shares_with(n, seeds, hidden)
         for source in sources:
