@@ -210,7 +210,7 @@ class Quantize:
     """How the grid is chosen; the defaults are the preset `balanced`.
 
     Attributes:
-        observers: range observers to try, from `OBSERVERS`; the best on the evaluation data is kept.
+        observers: range observers to try, from `OBSERVERS`; the grid closest to float on calibration inputs is kept.
         percentile: share of the activations inside the range, in percent, for the `percentile` observer.
         equalize: cross-layer equalization: on, off, or "try" both.
         bias_correction: on, off, or "try" both.
