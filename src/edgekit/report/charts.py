@@ -16,6 +16,8 @@ __all__ = ["Bar", "Column", "bar", "columns", "nice_ceiling"]
 
 PLOT_HEIGHT = 190
 NAME_LENGTH = 16
+# Of a column without a value: seen, and not taken for one.
+MARK_HEIGHT = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def columns(items: Sequence[Column], *, title: str, unit: str) -> Markup:
 
 def _column(item: Column, index: int, width: float, place: Callable[[float], float]) -> str:
     foot = place(0.0)
-    tip = foot - 2 if item.value is None else place(item.value)
+    tip = foot - MARK_HEIGHT if item.value is None else place(item.value)
     top, height = min(tip, foot), max(abs(foot - tip), 1.5)
     gap = 0.2 * width
     name = ""
