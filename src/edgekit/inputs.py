@@ -23,7 +23,10 @@ Batch = tuple[torch.Tensor, ...]
 # Values of a batch over all inputs: what fits the caches runs twice as fast as what does not.
 BATCH_VALUES = 1 << 18
 MAX_BATCH = 64
+# The first calibration inputs, to whose statistics weights and biases are fitted; more hardly change them.
+CORRECTION_SAMPLES = 32
 SCORING_SAMPLES = 64
+FEWEST_SCORED = 8
 SCORING_VALUES = 1 << 22
 PROOF_SAMPLES = 32
 # A 99.9th percentile means little below a few thousand values; a classifier of ten classes needs more inputs.
@@ -121,14 +124,24 @@ def batch_size(program: Program) -> int:
 
 
 def scoring(inputs: Inputs) -> list[Batch]:
-    """The first calibration inputs in batches, `SCORING_SAMPLES` of them or fewer where they are large."""
+    """Calibration inputs to judge on: `SCORING_SAMPLES` or fewer where they are large.
+
+    Those to which weights and biases are fitted are passed over, unless hardly any others are there.
+    """
+    all_batches = inputs.calibration()
+    early = _take(all_batches, CORRECTION_SAMPLES)
+    values = sum(x[0].numel() for x in early[0])
+    wanted = min(SCORING_SAMPLES, max(FEWEST_SCORED, SCORING_VALUES // values))
+    later = _take(all_batches, wanted)
+    return later if sum(len(b[0]) for b in later) >= FEWEST_SCORED else early
+
+
+def _take(batches: Iterator[Batch], n: int) -> list[Batch]:
+    """Whole batches until `n` samples are there, or no more come."""
     taken, seen = [], 0
-    for batch in inputs.calibration():
+    while seen < n and (batch := next(batches, None)) is not None:
         taken.append(batch)
         seen += len(batch[0])
-        values = sum(x[0].numel() for x in batch)
-        if seen >= min(SCORING_SAMPLES, max(8, SCORING_VALUES // values)):
-            break
     return taken
 
 

@@ -33,6 +33,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "fast": {
             "observers": ("minmax",),
             "equalize": False,
+            "compensation": False,
             "bias_correction": False,
             "damage": False,
             "calibration_size": 64,
@@ -40,6 +41,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "balanced": {
             "observers": ("minmax", "percentile", "mse"),
             "equalize": False,
+            "compensation": "try",
             "bias_correction": "try",
             "damage": True,
             "calibration_size": 128,
@@ -47,6 +49,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "max": {
             "observers": OBSERVERS,
             "equalize": "try",
+            "compensation": "try",
             "bias_correction": "try",
             "damage": True,
             "calibration_size": 256,
@@ -177,6 +180,7 @@ _RULES: Mapping[str, Mapping[str, _Rule]] = {
         "observers": _some_of(*OBSERVERS),
         "percentile": _number(50, 100, open_low=True),
         "equalize": _flag(or_try=True),
+        "compensation": _flag(or_try=True),
         "bias_correction": _flag(or_try=True),
         "damage": _flag(),
         "calibration_size": _whole(1, 100_000),
@@ -213,6 +217,7 @@ class Quantize:
         observers: range observers to try, from `OBSERVERS`; the grid closest to float on calibration inputs is kept.
         percentile: share of the activations inside the range, in percent, for the `percentile` observer.
         equalize: cross-layer equalization: on, off, or "try" both.
+        compensation: weights are rounded so that their errors make good for one another (GPTQ): on, off, or "try" both.
         bias_correction: on, off, or "try" both.
         damage: measure for every layer what quantizing it alone does to the output.
         calibration_size: number of calibration inputs.
@@ -223,6 +228,7 @@ class Quantize:
     observers: tuple[str, ...] = PRESETS["balanced"]["observers"]
     percentile: float = 99.99
     equalize: bool | str = PRESETS["balanced"]["equalize"]
+    compensation: bool | str = PRESETS["balanced"]["compensation"]
     bias_correction: bool | str = PRESETS["balanced"]["bias_correction"]
     damage: bool = PRESETS["balanced"]["damage"]
     calibration_size: int = PRESETS["balanced"]["calibration_size"]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from edgekit.stages.quantize.bias import round_biases
+from edgekit.stages.quantize.bias import constant_of, round_biases
 from edgekit.stages.quantize.clamps import elide_clamps
 from edgekit.stages.quantize.observers import METHODS, PERCENTILE, ActivationObserver, refuse_non_finite
 from edgekit.stages.quantize.plan import GridPlan, make_plan
 from edgekit.stages.quantize.quantizer import GridQuantizer
+from edgekit.stages.quantize.rounding import compensated_weights
 from edgekit.stages.quantize.scalars import lift_scalars
 from edgekit.stages.quantize.shifts import free_arithmetic
 from edgekit.stages.quantize.ties import avoid_ties
@@ -32,12 +33,14 @@ class Observed:
         plan: what goes on the grid.
         graph: the same graph with observers.
         weight_bits: 8 or 7.
+        integers: op name to the int8 weights that it gets instead of the nearest ones.
     """
 
     program: Program
     plan: GridPlan
     graph: GraphModule
     weight_bits: int
+    integers: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def observe(
@@ -76,6 +79,22 @@ def calibrate(observed: Observed, batches: Iterable[tuple[torch.Tensor, ...]]) -
             seen += int(batch[0].shape[0])
     refuse_non_finite(observed.graph)
     return seen
+
+
+def compensate(
+    observed: Observed, batches: Sequence[tuple[torch.Tensor, ...]], *, centered: bool
+) -> Observed:
+    """The same with weights whose rounding errors make good for one another, see `rounding`.
+
+    Args:
+        observed: is not changed.
+        batches: inputs to whose statistics the weights are fitted.
+        centered: biases will be corrected.
+    """
+    limit = 2 ** (observed.weight_bits - 1) - 1
+    weights = observed.plan.weights
+    found = compensated_weights(observed.program.graph, weights, batches, limit=limit, centered=centered)
+    return replace(observed, integers=found)
 
 
 def grids(observed: Observed, method: str = "minmax", percentile: float = PERCENTILE) -> dict[str, Grid]:
@@ -131,6 +150,7 @@ def convert(
         if isinstance(module, ActivationObserver):
             module.method, module.percentile = method, percentile
     graph = convert_pt2e(graph, fold_quantize=True)
+    _set_weights(graph, observed.integers)
     group = observed.plan.group
     free = free_arithmetic(
         observed.program.graph, observed.plan, _observed_grids(observed, method, percentile)
@@ -149,6 +169,13 @@ def convert(
         kept_float=dict(observed.plan.kept_float),
         weight_bits=observed.weight_bits,
     )
+
+
+def _set_weights(graph: GraphModule, integers: Mapping[str, torch.Tensor]) -> None:
+    for node in graph.graph.nodes:
+        if node.name in integers:
+            dequantize = node.args[1]
+            constant_of(graph, dequantize.args[0]).copy_(integers[node.name])
 
 
 def _put_on(graph: GraphModule, group: Mapping[str, str], grids: Mapping[str, Grid]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,8 +15,8 @@ from edgekit.evaluate import Metric
 from edgekit.inputs import Batch, Inputs, input_values, scoring
 from edgekit.recipe import Recipe
 from edgekit.report import LayerResult
-from edgekit.stages.quantize.apply import calibrate, convert, grids, observe
-from edgekit.stages.quantize.search import Choice, search
+from edgekit.stages.quantize.apply import calibrate, grids, observe
+from edgekit.stages.quantize.search import Choice, build, search
 from edgekit.stages.quantize.sensitivity import damage, describe_layers, layer_snr
 from edgekit.workdir import WorkDir, stage_key
 from edgekit_converters.parity import run_reference
@@ -108,13 +108,14 @@ def settle(
 
 
 def _weights(choice: Choice, recipe: Recipe) -> QuantizedProgram:
-    bits = recipe.quantize.weight_bits
-    kept = tuple(recipe.quantize.keep_float)
-    source = choice.observed.program
-    observed = observe(source, keep_float=kept, weight_bits=bits, weights_only=True)
+    """The chosen weights and nothing else on the grid."""
+    kept, source = tuple(recipe.quantize.keep_float), choice.observed.program
+    observed = observe(source, keep_float=kept, weight_bits=choice.observed.weight_bits, weights_only=True)
     # Weights are observed when they are first used; any input will do.
     calibrate(observed, [source.example])
-    return convert(observed)
+    observed = replace(observed, integers=choice.observed.integers)
+    corrected = choice.best.setting.corrected
+    return build(observed, recipe.quantize, "minmax", choice.samples if corrected else ())
 
 
 def _read(archive: Path) -> QuantizedProgram:
@@ -173,7 +174,7 @@ def _lost(quantized: QuantizedProgram, program: Program, inputs: Inputs, metric:
 
 def _worst_layers(choice: Choice, judged: Sequence[Batch], percentile: float) -> list[str]:
     """Node names by the damage that each does alone, worst first."""
-    trial = choice.best
+    trial = choice.best.setting
     found = damage(choice.observed, grids(choice.observed, trial.observer, percentile), _few(judged))
     return sorted(found, key=lambda name: found[name])
 
@@ -186,7 +187,9 @@ def _layers(
     observed = choice.observed
     hurt: dict[str, float] = {}
     if recipe.quantize.damage:
-        hurt = damage(observed, grids(observed, choice.best.observer, recipe.quantize.percentile), batches)
+        hurt = damage(
+            observed, grids(observed, choice.best.setting.observer, recipe.quantize.percentile), batches
+        )
     snr = layer_snr(observed.program.graph, choice.program.program.graph, batches)
     rows = describe_layers(observed, snr, hurt)
     return [
