@@ -17,6 +17,7 @@ from edgekit_converters.errors import LoweringError
 from edgekit_converters.program import Program, QuantizedProgram
 from edgekit_converters.quiet import quiet_native
 from edgekit_converters.source import find_source
+from edgekit_converters.tflite.barrier import stop_spreading
 from edgekit_converters.tflite.layout import channels_last_rules
 from edgekit_converters.tflite.unfold import unfold_weights
 
@@ -45,7 +46,10 @@ def export_tflite(
     """
     quantized = isinstance(program, QuantizedProgram)
     source = program.program if isinstance(program, QuantizedProgram) else program
-    graph = unfold_weights(source.graph) if quantized else source.graph
+    graph = source.graph
+    if quantized:
+        graph = unfold_weights(graph)
+        stop_spreading(graph)
     wrapped = _Named(graph, source, layout).eval()
     with quiet_native(), torch.no_grad():
         litert_torch = _import_litert()
