@@ -163,6 +163,14 @@ def test_an_addition_of_a_mask_stays_float() -> None:
     assert not plan.constants
 
 
+def test_a_clamp_after_a_layer_is_part_of_it_also_before_float_ops() -> None:
+    plan = plan_of(lambda x, c, n: n(c(x).relu()), conv(), nn.LayerNorm(8), shape=(4, 8, 8))
+
+    assert "relu" in plan.group
+    assert "conv2d" not in plan.group
+    assert set(plan.kept_float) == {"layer_norm"}
+
+
 def test_a_softmax_over_few_bins_before_a_layer_is_on_its_fixed_grid() -> None:
     def bins(x: Tensor, c: nn.Module, d: nn.Module) -> Tensor:
         return d(c(x).softmax(1))
@@ -201,6 +209,12 @@ def test_an_output_softmax_a_sigmoid_and_a_tanh_have_fixed_grids() -> None:
     plan = plan_of(function, *(nn.Linear(4, 4) for _ in range(3)), shape=(4,))
 
     assert plan.fixed == {"softmax": UNIT_GRID, "sigmoid": UNIT_GRID, "tanh": TANH_GRID}
+
+
+def test_a_recurrent_cell_without_bias_has_its_weights_on_the_grid() -> None:
+    plan = plan_of(lambda x, c: c(x)[0], nn.GRU(4, 6, bias=False, batch_first=True), shape=(5, 4))
+
+    assert len(plan.weights) == 2
 
 
 def test_recurrent_cells_have_int8_weights_and_float_compute() -> None:

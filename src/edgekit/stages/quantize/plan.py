@@ -179,7 +179,7 @@ def _demote_islands(nodes: list[Node], seeds: dict[str, Kind]) -> dict[str, str]
         changed = False
         for n in nodes:
             kind = seeds.get(n.name)
-            if kind is None or kind in {Kind.WEIGHTED, Kind.SHARED}:
+            if kind is None or kind in {Kind.WEIGHTED, Kind.SHARED} or _ends_a_layer(n, seeds):
                 continue
             if not any(_on_grid_before(a, seeds) for a in n.all_input_nodes):
                 why = "its inputs are float32"
@@ -191,6 +191,19 @@ def _demote_islands(nodes: list[Node], seeds: dict[str, Kind]) -> dict[str, str]
             demoted[n.name] = why
             changed = True
     return demoted
+
+
+def _ends_a_layer(node: Node, seeds: Mapping[str, Kind]) -> bool:
+    """A clamp right after a convolution or linear layer costs nothing, whoever reads it."""
+    return (
+        seeds[node.name] is Kind.CLAMP and _fuses(node, seeds) and seeds[_first(node).name] is Kind.WEIGHTED
+    )
+
+
+def _first(node: Node) -> Node:
+    source = node.args[0]
+    assert isinstance(source, Node)
+    return source
 
 
 def _on_grid_before(node: Node, seeds: Mapping[str, Kind]) -> bool:
@@ -262,7 +275,8 @@ def _recurrent_weights(nodes: list[Node], keep: tuple[str, ...]) -> dict[str, tu
             fnmatchcase(n.name, p) or fnmatchcase(layer_name(n), p) for p in keep
         ):
             continue
-        params = next(a for a in n.args[1:] if isinstance(a, (list, tuple)) and len(a) >= 4)
+        params = n.args[2]
+        assert isinstance(params, (list, tuple))
         for i, w in enumerate(p for p in params if isinstance(p, Node) and p.meta["val"].dim() == 2):
             found[f"{n.name}#{i}"] = (w.name, 0)
     return found
