@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -79,3 +80,17 @@ def test_an_interpreter_that_is_too_old_is_named(tmp_path: Path) -> None:
 
     assert done.returncode == 2
     assert "Python 3.11 or newer" in done.stderr
+
+
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise() -> None:
+    code = "import os, edgekit; print(os.environ['OMP_WAIT_POLICY'])"
+    free = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code], env=free | extra, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for extra in ({}, {"OMP_WAIT_POLICY": "ACTIVE"})
+    ]
+
+    assert said == ["PASSIVE", "ACTIVE"]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgekit.api import compress
     from edgekit.bundle import Bundle
+
+# Threads that wait for one another sleep instead of spinning: on a machine with other work to do, spinning makes two
+# threads many times slower than one. Read once, when torch is first imported; workers inherit it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 __all__ = ["Bundle", "compress"]
