@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from edgekit.data import Preprocessing, check_labels, check_range, open_data, peek
-from edgekit.errors import UsageError
+from edgekit.errors import LoweringError, UsageError
 from edgekit.evaluate import Metric, choices, choose_metric, class_axis, has_classes
 from edgekit.inputs import Inputs, from_data, from_model
 from edgekit.load import Candidate, load_candidate
@@ -27,7 +27,27 @@ def load(model: Any, data: Any, wish: Mapping[str, Any]) -> Candidate:
         model: file, module or exported program.
         data: of the user, or None.
         wish: "factory", "trust" and "input_shapes" for `load_candidate`.
+
+    Raises:
+        UsageError: the model cannot be read.
+        LoweringError: an input has no axis of samples in front.
     """
+    candidate = _load(model, data, wish)
+    for info in candidate.program.inputs:
+        if info.shape[:1] != (1,):
+            raise LoweringError(
+                format="torch",
+                op=f"input {info.name!r}",
+                where="",
+                why=f"its shape {info.shape} does not begin with a batch that can be one, so that samples "
+                "cannot be told apart",
+                way_out="Give every input the batch as first axis: wrap the model in a module that transposes "
+                "inside, or export it with a batch of one.",
+            )
+    return candidate
+
+
+def _load(model: Any, data: Any, wish: Mapping[str, Any]) -> Candidate:
     if wish.get("input_shapes") is not None or data is None:
         return load_candidate(model, **wish)
     try:

@@ -11,7 +11,17 @@ from typing import Any, Final
 import torch
 from numpy.typing import NDArray
 
-from edgekit.bench import LatencyStats, OpCensus, onnx_ops, runner, sample, stats, tflite_ops
+from edgekit.bench import (
+    LatencyStats,
+    OpCensus,
+    kernel_ms,
+    onnx_ops,
+    runner,
+    sample,
+    slower_kernels,
+    stats,
+    tflite_ops,
+)
 from edgekit.evaluate import Agreement, Metric, SignalToNoise
 from edgekit.inputs import Inputs, tensors
 from edgekit.report import SLOWER
@@ -57,6 +67,7 @@ class Judged:
         latency: of the file, None where it cannot be timed here.
         float_latency: of its float twin.
         baseline: metric of the float model and number of inputs.
+        notes: what was tried before, for the report.
     """
 
     saved: SavedModel
@@ -66,6 +77,7 @@ class Judged:
     latency: LatencyStats | None
     float_latency: LatencyStats | None
     baseline: tuple[float, int]
+    notes: tuple[str, ...] = ()
 
     @property
     def slower(self) -> bool:
@@ -132,7 +144,7 @@ def assess(
                 judge.add(
                     [x[:limit] for x in arrays],
                     labels[:limit] if labels is not None else None,
-                    [f[:limit] for f in floats],
+                    [_of_first(limit, f, arrays) for f in floats],
                 )
         n += len(arrays[0])
         if step is not None:
@@ -168,9 +180,25 @@ def time_files(files: Mapping[str, Path], *, max_seconds: float) -> dict[str, La
     return {name: stats(rounds) for name, rounds in sample(runners, max_seconds=max_seconds).items()}
 
 
+def why_slower(judged: Judged, twin: Path) -> str:
+    """One sentence on a file that is slower than float: by how much, and which kernels cost it.
+
+    Args:
+        judged: the file.
+        twin: its float twin.
+    """
+    kernels: list[str] = []
+    if judged.saved.format == "onnx":
+        kernels = slower_kernels(kernel_ms(judged.saved.path), kernel_ms(twin))
+    elif (counted := census(judged.saved.format, judged.saved.path)) is not None:
+        kernels = [f"{n}× {op} outside the delegate" for op, n in sorted(counted.outside.items())]
+    said = f"{judged.variant.name} took {judged.latency_ratio:.2f} times as long as float"
+    return f"{said}: {', '.join(kernels)}" if kernels else f"{said}, by the overhead of its calls"
+
+
 def census(name: str, path: Path) -> OpCensus | None:
     """What kernels run in a file here; None for formats without a runtime on every system."""
     return {"onnx": onnx_ops, "tflite": tflite_ops}[name](path) if name in TIMED else None
 
 
-__all__ = ["Judged", "Quality", "assess", "census", "prove", "time_files"]
+__all__ = ["Judged", "Quality", "assess", "census", "prove", "time_files", "why_slower"]
