@@ -29,6 +29,7 @@ from edgekit_converters.cleanup import (
     powers,
     spelling,
     transposed,
+    uncommon,
 )
 from edgekit_converters.errors import EdgekitError
 from edgekit_converters.program import Program
@@ -45,6 +46,7 @@ PASSES: tuple[tuple[str, Callable[[GraphModule], int]], ...] = (
     ("formulas", composites.run),
     ("attention", attention.run),
     ("powers", powers.run),
+    ("uncommon activations", uncommon.run),
     ("activations", activations.run),
     ("padding", padding.run),
     ("batch norm folding", batch_norm.run),
