@@ -24,14 +24,14 @@ from edgekit.load import Candidate
 from edgekit.lower import SUFFIX
 from edgekit.recipe import Recipe
 from edgekit.report import ArtifactResult, Baseline, Provenance, StageResult, build_report, render_html
-from edgekit.stages.quantize.choose import STATIC, WEIGHTS, Settled
+from edgekit.stages.quantize.choose import ISLANDS, STATIC, WEIGHTS, Settled
 from edgekit.versions import versions
 from edgekit_converters.onnx import opset_of
 from edgekit_converters.parity import output_steps, run_reference
 from edgekit_converters.program import QuantizedProgram
 from edgekit_runtime import contract
 
-GOLDEN_FILES: Final = {STATIC: "golden.npz", WEIGHTS: "golden-weights.npz"}
+GOLDEN_FILES: Final = {STATIC: "golden.npz", ISLANDS: "golden-islands.npz", WEIGHTS: "golden-weights.npz"}
 GOLDEN_SAMPLES: Final = 32
 # The golden inputs travel to every device.
 GOLDEN_BYTES: Final = 4_000_000
@@ -159,11 +159,11 @@ def _result(judged: Judged) -> ArtifactResult:
     saved, quality = judged.saved, judged.quality
     counted = census(saved.format, saved.path)
     twin = saved.path.with_name(f"float{SUFFIX[saved.format]}")
-    notes = []
+    notes = list(judged.notes)
     if saved.format == "coreml":
         notes.append(f"judged on {quality.n} inputs by the reference evaluator")
-    if judged.variant.name == WEIGHTS:
-        notes.append("integers were slower than float here: int8 weights, float compute")
+    if judged.variant.name != STATIC:
+        notes.append(f"faster here: {judged.variant.name}")
     return ArtifactResult(
         format=saved.format,
         file=saved.path.name,

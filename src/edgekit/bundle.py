@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 MANIFEST, GOLDEN, REPORT, REPORT_HTML = "manifest.json", "golden.npz", "report.json", "report.html"
-_OWN_FILES = frozenset({MANIFEST, GOLDEN, "golden-weights.npz", REPORT, REPORT_HTML})
+_OWN_FILES = frozenset({MANIFEST, GOLDEN, "golden-islands.npz", "golden-weights.npz", REPORT, REPORT_HTML})
 _REWRITE = "Copy the bundle again, or write it anew with `edgekit compress`."
 
 

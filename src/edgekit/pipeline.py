@@ -25,11 +25,12 @@ from edgekit.errors import Interrupted, LoweringError
 from edgekit.evaluate import Metric
 from edgekit.inputs import Inputs
 from edgekit.intake import load, metric_for, named, open_inputs
-from edgekit.judge import Judged, assess, prove, time_files
+from edgekit.judge import Judged, assess, prove, time_files, why_slower
 from edgekit.load import Candidate
+from edgekit.lower import SUFFIX
 from edgekit.recipe import Recipe
 from edgekit.report import Baseline
-from edgekit.stages.quantize.choose import STATIC, WEIGHTS, Settled, settle
+from edgekit.stages.quantize.choose import ISLANDS, LADDER, STATIC, Settled, settle, settle_islands
 from edgekit.workdir import WorkDir
 from edgekit_converters.cleanup import clean
 from edgekit_devices import load_profile
@@ -144,10 +145,17 @@ def _run(request: Request, progress: Progress) -> Bundle:
     judged, failures = judge_files(
         STATIC, recipe.formats, settled, candidate, inputs, metric, recipe, work, clock
     )
-    slow = [name for name, j in judged.items() if j.slower and not recipe.budget.allow_slower]
-    if slow:
-        again, _ = judge_files(WEIGHTS, slow, settled, candidate, inputs, metric, recipe, work, clock)
-        judged |= {name: j for name, j in again.items() if j.faster_than(judged[name])}
+    for rung in LADDER[1:]:
+        slow = [name for name, j in judged.items() if j.slower and not recipe.budget.allow_slower]
+        if not slow:
+            break
+        if rung == ISLANDS:
+            with clock.stage("quantize"):
+                settled = settle_islands(settled, program, inputs, searched, work, step=clock.detail)
+        if rung not in settled.variants:
+            continue
+        again, _ = judge_files(rung, slow, settled, candidate, inputs, metric, recipe, work, clock)
+        judged |= {name: _better(judged[name], j) for name, j in again.items()}
     if not judged:
         work.remove()
         error, *others = failures
@@ -217,6 +225,13 @@ def judge_files(
         for name, saved in files.items()
     }
     return judged, failures
+
+
+def _better(before: Judged, after: Judged) -> Judged:
+    """The faster of two lowerings of one format, with a note of the other."""
+    best, other = (after, before) if after.faster_than(before) else (before, after)
+    twin = other.saved.path.with_name(f"float{SUFFIX[other.saved.format]}")
+    return replace(best, notes=(*before.notes, why_slower(other, twin)))
 
 
 def _for_targets(recipe: Recipe) -> Recipe:

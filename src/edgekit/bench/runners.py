@@ -16,6 +16,7 @@ from edgekit_converters.quiet import quiet_native
 __all__ = [
     "allocate",
     "interpreter_module",
+    "onnx_call",
     "onnx_runner",
     "open_onnx",
     "open_tflite",
@@ -66,7 +67,20 @@ def onnx_runner(
     path: Path, *, threads: int = 1, inputs: Sequence[Array] | None = None, seed: int = 0
 ) -> Callable[[], None]:
     """Return a call that runs a `.onnx` file once in ONNX Runtime on the CPU; arguments as for `runner`."""
-    session = open_onnx(path, threads=threads)
+    return onnx_call(path, open_onnx(path, threads=threads), inputs=inputs, seed=seed)
+
+
+def onnx_call(
+    path: Path, session: Any, *, inputs: Sequence[Array] | None = None, seed: int = 0
+) -> Callable[[], None]:
+    """Return a call that runs an open session once.
+
+    Args:
+        path: of its file, for messages.
+        session: from `open_onnx`.
+        inputs: as for `runner`.
+        seed: as for `runner`.
+    """
     specs = session.get_inputs()
     unknown = [spec.type for spec in specs if spec.type not in _ONNX_DTYPES]
     if unknown:
@@ -109,13 +123,16 @@ def tflite_runner(
     return _tried(path, run)
 
 
-def open_onnx(path: Path, *, threads: int = 1, optimized: Path | None = None) -> Any:
+def open_onnx(
+    path: Path, *, threads: int = 1, optimized: Path | None = None, profile: Path | None = None
+) -> Any:
     """Open a `.onnx` file in ONNX Runtime on the CPU.
 
     Args:
         path: the saved file.
         threads: intra-op threads.
         optimized: where the session writes the graph that it really runs, None for nowhere.
+        profile: beginning of the name of the file that the session's times go to, None for nowhere.
 
     Raises:
         UsageError: ONNX Runtime refuses the file.
@@ -130,6 +147,8 @@ def open_onnx(path: Path, *, threads: int = 1, optimized: Path | None = None) ->
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     _must_exist(path)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

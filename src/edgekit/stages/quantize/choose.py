@@ -16,7 +16,8 @@ from edgekit.inputs import Batch, Inputs, input_values, scoring
 from edgekit.recipe import Recipe
 from edgekit.report import LayerResult
 from edgekit.stages.quantize.apply import calibrate, grids, observe
-from edgekit.stages.quantize.search import Choice, build, search
+from edgekit.stages.quantize.plan import BY_NAME, elementwise
+from edgekit.stages.quantize.search import Choice, Setting, build, search
 from edgekit.stages.quantize.sensitivity import damage, describe_layers, layer_snr
 from edgekit.workdir import WorkDir, stage_key
 from edgekit_converters.parity import run_reference
@@ -27,14 +28,14 @@ from edgekit_converters.store import load_program, save_program
 JUDGED_SAMPLES: Final = 512
 JUDGED_VALUES: Final = 1 << 24
 # Layers that are kept float, worst first, when the grid alone breaks the budget.
-ISLANDS: Final = (1, 2, 4)
+WORST: Final = (1, 2, 4)
 DAMAGE_SAMPLES: Final = 4
 
 
-STATIC, WEIGHTS = "static int8", "int8 weights, float compute"
-
-
-FILES: Final = {STATIC: "static.pt2", WEIGHTS: "weights.pt2"}
+STATIC, ISLANDS, WEIGHTS = "static int8", "static int8, float arithmetic", "int8 weights, float compute"
+# What is tried, in this order, where a file is slower than float.
+LADDER: Final = (STATIC, ISLANDS, WEIGHTS)
+FILES: Final = {STATIC: "static.pt2", ISLANDS: "islands.pt2", WEIGHTS: "weights.pt2"}
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ class Variant:
     """One way to lower the same weight integers.
 
     Attributes:
-        name: `STATIC`: activations on the grid too; `WEIGHTS`: float compute, for networks that are bound by call
-            overhead and would be slower in integers.
+        name: of `LADDER`. `STATIC`: activations on the grid too; `ISLANDS`: the same without arithmetic between
+            layers, where its integer kernels are slow; `WEIGHTS`: float compute, for networks that are bound by
+            call overhead.
         program: read back from its archive.
         archive: file that converters read.
     """
@@ -58,16 +60,20 @@ class Settled:
     """The quantized program as every later stage sees it: read back from its archive.
 
     Attributes:
-        variants: lowering to its program, see `VARIANTS`.
+        variants: name to variant, the islands only after `settle_islands`.
         key: identifies the content.
         layers: for the report.
         notes: what was tried.
+        setting: how the grid was chosen.
+        islands: ops that `ISLANDS` keeps float; without any there is no such variant.
     """
 
     variants: Mapping[str, Variant]
     key: str
     layers: tuple[LayerResult, ...]
     notes: tuple[str, ...]
+    setting: Setting
+    islands: tuple[str, ...]
 
 
 def settle(
@@ -99,12 +105,61 @@ def settle(
         layers = _layers(choice, recipe, judged, step)
         save_program(choice.program, folder / FILES[STATIC])
         save_program(_weights(choice, recipe), folder / FILES[WEIGHTS])
-        return {"notes": notes, "layers": [asdict(layer) for layer in layers]}
+        observed = choice.observed
+        between = elementwise(observed.program.graph, observed.plan)
+        kept = [name for name, why in observed.plan.kept_float.items() if why == BY_NAME]
+        return {
+            "notes": notes,
+            "layers": [asdict(layer) for layer in layers],
+            "setting": asdict(choice.best.setting),
+            "islands": [*kept, *between] if between else [],
+        }
 
     folder, facts, _ = work.stage("quantize", key, make)
-    variants = {name: Variant(name, _read(folder / file), folder / file) for name, file in FILES.items()}
+    variants = {name: _variant(name, folder) for name in (STATIC, WEIGHTS)}
     layers = tuple(LayerResult(**layer) for layer in facts["layers"])
-    return Settled(variants, key, layers, tuple(facts["notes"]))
+    setting = Setting(**facts["setting"])
+    return Settled(variants, key, layers, tuple(facts["notes"]), setting, tuple(facts["islands"]))
+
+
+def settle_islands(
+    settled: Settled,
+    program: Program,
+    inputs: Inputs,
+    recipe: Recipe,
+    work: WorkDir,
+    *,
+    step: Callable[[str], None],
+) -> Settled:
+    """Add the variant `ISLANDS`, quantized by the setting that was chosen; unchanged where it would be the same.
+
+    Args:
+        settled: from `settle` with the same arguments.
+        program: cleaned float program.
+        inputs: calibration inputs.
+        recipe: settings.
+        work: where the result is kept.
+        step: told what is being done.
+    """
+    if not settled.islands:
+        return settled
+    setting = settled.setting
+    settings = replace(
+        recipe.quantize,
+        observers=(setting.observer,),
+        equalize=setting.equalized,
+        compensation=setting.compensated,
+        bias_correction=setting.corrected,
+    )
+
+    def make(folder: Path) -> dict[str, Any]:
+        judged = scoring(inputs)
+        choice = search(program, settings, inputs.calibration, judged, keep_float=settled.islands, step=step)
+        save_program(choice.program, folder / FILES[ISLANDS])
+        return {}
+
+    folder, _, _ = work.stage("islands", stage_key("islands", settled.key), make)
+    return replace(settled, variants={**settled.variants, ISLANDS: _variant(ISLANDS, folder)})
 
 
 def _weights(choice: Choice, recipe: Recipe) -> QuantizedProgram:
@@ -118,10 +173,11 @@ def _weights(choice: Choice, recipe: Recipe) -> QuantizedProgram:
     return build(observed, recipe.quantize, "minmax", choice.samples if corrected else ())
 
 
-def _read(archive: Path) -> QuantizedProgram:
+def _variant(name: str, folder: Path) -> Variant:
+    archive = folder / FILES[name]
     program = load_program(archive)
     assert isinstance(program, QuantizedProgram)
-    return program
+    return Variant(name, program, archive)
 
 
 def _within_budget(
@@ -141,7 +197,7 @@ def _within_budget(
     step("looking for the layers that cost most")
     worst = _worst_layers(choice, judged, recipe.quantize.percentile)
     best, least = choice, lost
-    for n in ISLANDS:
+    for n in WORST:
         if n > len(worst):
             break
         trial = search(program, recipe.quantize, inputs.calibration, judged, keep_float=worst[:n], step=step)

@@ -31,6 +31,11 @@ from edgekit.stages.quantize.rules import (
 )
 from edgekit_converters.program import Grid
 
+BY_NAME = "asked for by name"
+ELEMENTWISE = frozenset(
+    {aten.mul.Tensor, aten.sigmoid.default, aten.tanh.default}
+    | {op for op, kind in RULES.items() if kind is Kind.UNARY}
+)
 # A constant beyond this is a mask ("minus infinity"), not data: on an int8 grid it would swallow every other value.
 MASK_MAGNITUDE = 1e4
 # Shares of one among more places than this are too small for steps of 1/256, the grid that softmax has in LiteRT.
@@ -63,6 +68,25 @@ class GridPlan:
         """The same weights on the grid and nothing else."""
         float_ops = dict.fromkeys(self.seeds, "int8 weights, float compute")
         return GridPlan({}, {}, self.weights, frozenset(), frozenset(), {**self.kept_float, **float_ops})
+
+
+def elementwise(graph: GraphModule, plan: GridPlan) -> tuple[str, ...]:
+    """Ops on the grid that work value by value and have no weight: products, sums with a number, activations.
+
+    Sums of two tensors are not among them: residual connections join layers that stay on the grid.
+    """
+    return tuple(
+        n.name
+        for n in graph.graph.nodes
+        if n.name in plan.seeds
+        and (
+            n.target in ELEMENTWISE
+            or (
+                n.target in {aten.add.Tensor, aten.sub.Tensor}
+                and any(a.op == "get_attr" for a in n.all_input_nodes)
+            )
+        )
+    )
 
 
 def make_plan(graph: GraphModule, *, keep_float: Iterable[str] = ()) -> GridPlan:
@@ -139,7 +163,7 @@ def _has_rule(node: Node) -> bool:
 def _why_float(graph: GraphModule, node: Node, keep: tuple[str, ...]) -> str:  # noqa: PLR0911 - a list of reasons
     """Reason for which an op stays float; "" when nothing speaks against the grid."""
     if any(fnmatchcase(node.name, p) or fnmatchcase(layer_name(node), p) for p in keep):
-        return "asked for by name"
+        return BY_NAME
     if node.target is operator.getitem or not _touches_floats(node):
         return ""
     if node.target in RECURRENT:
