@@ -20,6 +20,7 @@ def compressed(
     formats: tuple[str, ...],
     evaluation: Floats | None = None,
     labels: npt.NDArray[np.int64] | None = None,
+    io: str = "float32",
 ) -> Path:
     """Compress with the default preset.
 
@@ -31,6 +32,7 @@ def compressed(
         evaluation: samples that candidates are chosen by; without them the calibration samples serve, so that
             edgekit sees no more than its peers.
         labels: of `evaluation`.
+        io: ends of the TFLite file, "float32" or "int8".
 
     Returns:
         The bundle's folder, with `model.onnx` and `model.tflite` in it.
@@ -46,5 +48,5 @@ def compressed(
     recipe = out.with_suffix(".toml")
     recipe.write_text(f"[quantize]\ncalibration_size = {len(calibration)}\n")
     # A file that is slower than float is a result here, not a reason to stop.
-    edgekit.compress(module, data=data, out=out, formats=formats, recipe=recipe, allow_slower=True)
+    edgekit.compress(module, data=data, out=out, formats=formats, io=io, recipe=recipe, allow_slower=True)
     return out

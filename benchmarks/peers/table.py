@@ -48,12 +48,15 @@ CANDIDATES: tuple[Candidate, ...] = (
     Candidate("ai-edge-quantizer", ".tflite", ai_edge_quantizer.build, ("litert-torch", "ai-edge-quantizer")),
     Candidate("litert-pt2e", ".tflite", litert_pt2e.build, ("litert-torch", "torchao")),
     Candidate("edgekit-tflite", ".tflite", ours.build_tflite, OURS),
+    # ai-edge-quantizer's files take and give int8: like is compared with like.
+    Candidate("edgekit-tflite-int8-ends", ".tflite", ours.build_tflite_int8_ends, OURS),
 )
 
 # (ours, theirs, largest ratio of latencies that is accepted)
 CONTESTS: tuple[tuple[str, str, float], ...] = (
     ("edgekit-onnx", "ort-static", 1.03),
     ("edgekit-onnx", "onnx-float", 1.0),
+    ("edgekit-tflite-int8-ends", "ai-edge-quantizer", 1.0),
     ("edgekit-tflite", "ai-edge-quantizer", 1.0),
     ("edgekit-tflite", "litert-float", 1.0),
 )
