@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from edgekit_converters.program import QuantizedProgram
 from edgekit_converters.tflite import export_tflite
 from edgekit_converters.tflite.barrier import stop_spreading
 
-pytest.importorskip("ai_edge_litert.interpreter")
+tflite = pytest.importorskip("ai_edge_litert.interpreter")
 
 
 class GlobalContext(nn.Module):
@@ -72,6 +73,18 @@ class Bins(nn.Module):
         return (left.sigmoid() * 2) ** 2
 
 
+class Pairs(nn.Module):
+    """Products of all pairs of features between layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(6, 8), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.enter(x)
+        return self.leave(torch.bmm(y, y.transpose(1, 2)))
+
+
 NETWORKS = {
     "expand": (GlobalContext(repeat=False), (3, 16, 20)),
     "repeat": (GlobalContext(repeat=True), (3, 16, 20)),
@@ -106,6 +119,20 @@ def test_the_file_computes_the_reference(name: str, tmp_path: Path) -> None:
 
     assert proof.holds, proof
     assert proof.max_allowed <= 4, proof
+
+
+def test_a_product_of_activations_is_float_in_the_file_as_the_plan_says(tmp_path: Path) -> None:
+    program = quantized(Pairs(), (4, 6))
+    export_tflite(program, tmp_path / "m.tflite")
+
+    interpreter = tflite.Interpreter(str(tmp_path / "m.tflite"))
+    details = {d["index"]: d for d in interpreter.get_tensor_details()}
+    layers = [
+        o for o in interpreter._get_ops_details() if o["op_name"] in ("FULLY_CONNECTED", "BATCH_MATMUL")
+    ]
+
+    assert "bmm" in program.kept_float
+    assert [details[o["inputs"][0]]["dtype"] for o in layers] == [np.int8, np.float32, np.int8]
 
 
 def test_a_barrier_changes_no_value() -> None:
