@@ -13,6 +13,9 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 
+from edgekit_converters.onnx.graph import array, drop_unused, initializer, is_dq, is_weight, replace
+from edgekit_converters.onnx.stem import gather_blocks
+
 SHIFT: Final = 128
 FUSED_BEFORE_CLAMP: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "Add", "Mul", "GlobalAveragePool"})
 # ConvTranspose has no integer kernel, but a float weight between quantized tensors would be quantized anew, per
@@ -29,7 +32,7 @@ def shift_to_uint8(model: ir.Model) -> None:
             for i, limit in enumerate(node.inputs[1:], start=1):
                 if limit is not None and limit.const_value is not None:
                     node.replace_input_with(i, _shifted(model, limit, shifted))
-        if node.op_type not in {"QuantizeLinear", "DequantizeLinear"} or _is_weight(node):
+        if node.op_type not in {"QuantizeLinear", "DequantizeLinear"} or is_weight(node):
             continue
         node.attributes.pop("axis", None)
         x, _, zero_point = node.inputs
@@ -51,9 +54,9 @@ def quantize_biases(model: ir.Model) -> None:
         if node.op_type not in BIASED or len(node.inputs) < 3 or node.inputs[2] is None:
             continue
         x, w, bias = (v.producer() if i < 2 else v for i, v in enumerate(node.inputs[:3]))
-        if not (_is_dq(x) and _is_dq(w)) or bias.const_value is None:
+        if not (is_dq(x) and is_dq(w)) or bias.const_value is None:
             continue
-        steps = _array(x.inputs[1]).astype(np.float64).reshape(()) * _array(w.inputs[1]).astype(
+        steps = array(x.inputs[1]).astype(np.float64).reshape(()) * array(w.inputs[1]).astype(
             np.float64
         ).reshape(-1)
         integers = np.rint(bias.const_value.numpy().astype(np.float64) / steps)
@@ -63,9 +66,9 @@ def quantize_biases(model: ir.Model) -> None:
         dq = ir.node(
             "DequantizeLinear",
             [
-                _initializer(model, name, integers),
-                _initializer(model, f"{name}_scale", steps.astype(np.float32)),
-                _initializer(model, f"{name}_zero_point", np.zeros(len(steps), np.int32)),
+                initializer(model, name, integers),
+                initializer(model, f"{name}_scale", steps.astype(np.float32)),
+                initializer(model, f"{name}_zero_point", np.zeros(len(steps), np.int32)),
             ],
             attributes={"axis": 0},
         )
@@ -91,13 +94,13 @@ def drop_relabelings(model: ir.Model) -> None:
         source = _relabelled(op, quantize)
         if source is not None:
             ir.convenience.replace_all_uses_with(quantize.outputs[0], source)
-    _drop_unused(model)
+    drop_unused(model)
 
 
 def _relabelled(op: ir.Node, quantize: ir.Node) -> ir.Value | None:
     """The integers that arithmetic with one constant hands on unchanged, if it does."""
     sides = [v.producer() for v in op.inputs]
-    if not all(_is_dq(side) and not _is_weight(side) for side in sides):
+    if not all(is_dq(side) and not is_weight(side) for side in sides):
         return None
     constant = next(
         (s for s in sides if s.inputs[0].const_value is not None and s.inputs[0].const_value.size == 1), None
@@ -105,7 +108,7 @@ def _relabelled(op: ir.Node, quantize: ir.Node) -> ir.Value | None:
     other = next((s for s in sides if s.inputs[0].const_value is None), None)
     if constant is None or other is None:
         return None
-    number = (float(_array(constant.inputs[0]).reshape(())) - _number(constant, 2)) * _number(constant, 1)
+    number = (float(array(constant.inputs[0]).reshape(())) - _number(constant, 2)) * _number(constant, 1)
     factor, offset = (number, 0.0) if op.op_type == "Mul" else (1.0, number)
     step = _number(quantize, 1)
     # An integer q becomes ratio * (q - zero) + shift; q is at most 255 steps from the zero point.
@@ -116,7 +119,7 @@ def _relabelled(op: ir.Node, quantize: ir.Node) -> ir.Value | None:
 
 
 def _number(node: ir.Node, index: int) -> float:
-    return float(_array(node.inputs[index]).reshape(()))
+    return float(array(node.inputs[index]).reshape(()))
 
 
 def clamp_in_integers(model: ir.Model) -> None:
@@ -134,8 +137,8 @@ def clamp_in_integers(model: ir.Model) -> None:
         before = clamp.inputs[0].producer()
         if before is None or before.op_type not in FUSED_BEFORE_CLAMP:
             continue
-        scale = np.float32(_array(quantize.inputs[1]).reshape(()))
-        zero_point = int(_array(quantize.inputs[2]).reshape(()))
+        scale = np.float32(array(quantize.inputs[1]).reshape(()))
+        zero_point = int(array(quantize.inputs[2]).reshape(()))
         low, high = _clamp_limits(clamp)
         limits = [
             # Divided in float32 like QuantizeLinear does: a tie there is none in float64.
@@ -145,19 +148,19 @@ def clamp_in_integers(model: ir.Model) -> None:
             for v in (low, high)
         ]
         name = quantize.outputs[0].name
-        bounds = [None if v is None else _initializer(model, f"{name}_limit", v) for v in limits]
+        bounds = [None if v is None else initializer(model, f"{name}_limit", v) for v in limits]
         q = ir.node("QuantizeLinear", [clamp.inputs[0], *quantize.inputs[1:]], attributes=quantize.attributes)
         q.outputs[0].name, q.outputs[0].dtype = f"{name}_unclamped", quantize.outputs[0].dtype
         clip = ir.node("Clip", [q.outputs[0], *bounds])
         clip.outputs[0].dtype = quantize.outputs[0].dtype
-        _replace(model, quantize, [q, clip])
+        replace(model, quantize, [q, clip])
         model.graph.remove(clamp, safe=True)
 
 
 def _clamp_limits(clamp: ir.Node) -> tuple[float, float]:
     if clamp.op_type == "Relu":
         return 0.0, float("inf")
-    ends = [float(_array(v).reshape(())) if v is not None else None for v in clamp.inputs[1:3]]
+    ends = [float(array(v).reshape(())) if v is not None else None for v in clamp.inputs[1:3]]
     low, high = (*ends, None, None)[:2]
     return float("-inf") if low is None else low, float("inf") if high is None else high
 
@@ -169,21 +172,21 @@ def plain_float_weights(model: ir.Model) -> None:
     constants it folds when the model is loaded, so the op runs at the speed of float and the file keeps its size.
     """
     for node in list(model.graph):
-        if not (_is_dq(node) and _is_weight(node)) or node.inputs[0].const_value is None:
+        if not (is_dq(node) and is_weight(node)) or node.inputs[0].const_value is None:
             continue
         readers = [use.node for use in node.outputs[0].uses()]
-        if all(r.op_type in FUSED_WEIGHTS and _is_dq(r.inputs[0].producer()) for r in readers):
+        if all(r.op_type in FUSED_WEIGHTS and is_dq(r.inputs[0].producer()) for r in readers):
             continue
         axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
-        scale = _array(node.inputs[1])
+        scale = array(node.inputs[1])
         shape = [1] * len(node.inputs[0].const_value.shape)
         shape[axis] = -1
         name = node.outputs[0].name
         cast = ir.node("Cast", [node.inputs[0]], attributes={"to": int(ir.DataType.FLOAT)})
         cast.outputs[0].name, cast.outputs[0].dtype = f"{name}_cast", ir.DataType.FLOAT
-        mul = ir.node("Mul", [cast.outputs[0], _initializer(model, f"{name}_scale", scale.reshape(shape))])
-        _replace(model, node, [cast, mul])
-    _drop_unused(model)
+        mul = ir.node("Mul", [cast.outputs[0], initializer(model, f"{name}_scale", scale.reshape(shape))])
+        replace(model, node, [cast, mul])
+    drop_unused(model)
 
 
 def mean_to_global_pool(model: ir.Model) -> None:
@@ -204,9 +207,9 @@ def mean_to_global_pool(model: ir.Model) -> None:
         if keep is not None and keep.as_int() == 0:
             # Flattened after the quantization: an integer reshape costs nothing, a float one breaks the fusion.
             new.append(
-                ir.node("Squeeze", [pooled, _initializer(model, f"{pooled.name}_axes", np.array([2, 3]))])
+                ir.node("Squeeze", [pooled, initializer(model, f"{pooled.name}_axes", np.array([2, 3]))])
             )
-        _replace(model, node, new)
+        replace(model, node, new)
     _push_after_quantize(model)
 
 
@@ -227,24 +230,24 @@ def fold_pads(model: ir.Model) -> None:
         node.attributes["pads"] = ir.AttrInt64s("pads", [int(v) for v in own_pads + pads])
         node.attributes.pop("auto_pad", None)
         node.replace_input_with(0, source)
-    _drop_unused(model)
+    drop_unused(model)
 
 
 def linear_as_gemm(model: ir.Model) -> None:
     """`MatMul(x, W) + b` over more than two axes becomes Gemm on flattened rows, the form that fuses with its bias."""
     for node in list(model.graph):
-        if node.op_type != "MatMul" or not _is_dq(node.inputs[0].producer()):
+        if node.op_type != "MatMul" or not is_dq(node.inputs[0].producer()):
             continue
         weight, x = _transposed_weight(node.inputs[1]), node.inputs[0]
         if weight is not None and x.shape is not None and len(x.shape) >= 2:
             _rewrite_linear(model, node, weight)
-    _drop_unused(model)
+    drop_unused(model)
 
 
 def _transposed_weight(value: ir.Value) -> ir.Value | None:
     """The dequantized `[n, k]` weight behind the Transpose that torch puts before MatMul."""
     transpose = value.producer()
-    if transpose is None or transpose.op_type != "Transpose" or not _is_dq(transpose.inputs[0].producer()):
+    if transpose is None or transpose.op_type != "Transpose" or not is_dq(transpose.inputs[0].producer()):
         return None
     stored = transpose.inputs[0].producer().inputs[0].const_value
     return transpose.inputs[0] if stored is not None and len(stored.shape) == 2 else None
@@ -264,14 +267,14 @@ def _rewrite_linear(model: ir.Model, node: ir.Node, weight: ir.Value) -> None:
     rank = len(x.shape)
     if rank == 2:
         gemm = ir.node("Gemm", inputs, attributes={"transB": 1})
-        _replace(model, last, [gemm])
+        replace(model, last, [gemm])
         if last is not node:
             model.graph.remove(node, safe=True)
         return
     # The reshapes sit on the quantized side, where they are free: DQ(Reshape(q)) and Q(...) then Reshape.
     dq_x = x.producer()
     flat = ir.node(
-        "Reshape", [dq_x.inputs[0], _initializer(model, f"{name}_rows", np.array([-1, k], dtype=np.int64))]
+        "Reshape", [dq_x.inputs[0], initializer(model, f"{name}_rows", np.array([-1, k], dtype=np.int64))]
     )
     flat.outputs[0].name, flat.outputs[0].dtype = f"{name}_flat", dq_x.inputs[0].dtype
     dq = ir.node("DequantizeLinear", [flat.outputs[0], *dq_x.inputs[1:]])
@@ -280,8 +283,8 @@ def _rewrite_linear(model: ir.Model, node: ir.Node, weight: ir.Value) -> None:
     gemm = ir.node("Gemm", inputs, attributes={"transB": 1})
     gemm.outputs[0].name, gemm.outputs[0].dtype = f"{name}_gemm", ir.DataType.FLOAT
     shape_values = _row_shape(x, n)
-    back = ir.node("Reshape", [gemm.outputs[0], _initializer(model, f"{name}_shape", shape_values)])
-    _replace(model, last, [flat, dq, gemm, back])
+    back = ir.node("Reshape", [gemm.outputs[0], initializer(model, f"{name}_shape", shape_values)])
+    replace(model, last, [flat, dq, gemm, back])
     if last is not node:
         model.graph.remove(node, safe=True)
 
@@ -307,12 +310,12 @@ def _push_after_quantize(model: ir.Model) -> None:
     while changed:
         changed = False
         for quantize in list(model.graph):
-            if quantize.op_type != "QuantizeLinear" or len(_array(quantize.inputs[1]).reshape(-1)) != 1:
+            if quantize.op_type != "QuantizeLinear" or len(array(quantize.inputs[1]).reshape(-1)) != 1:
                 continue
             mover = quantize.inputs[0].producer()
             if mover is None or mover.op_type not in MOVERS or len(list(mover.outputs[0].uses())) != 1:
                 continue
-            if _is_dq(mover.inputs[0].producer()) or mover.inputs[0].producer() is None:
+            if is_dq(mover.inputs[0].producer()) or mover.inputs[0].producer() is None:
                 continue
             _swap(model, mover, quantize)
             changed = True
@@ -325,13 +328,8 @@ def _swap(model: ir.Model, mover: ir.Node, quantize: ir.Node) -> None:
     q.outputs[0].shape = mover.inputs[0].shape
     moved = ir.node(mover.op_type, [q.outputs[0], *mover.inputs[1:]], attributes=mover.attributes)
     moved.outputs[0].dtype = quantize.outputs[0].dtype
-    _replace(model, quantize, [q, moved])
+    replace(model, quantize, [q, moved])
     model.graph.remove(mover, safe=True)
-
-
-def drop_unused(model: ir.Model) -> None:
-    """Nodes without readers and initializers without users."""
-    _drop_unused(model)
 
 
 def sort_nodes(model: ir.Model) -> None:
@@ -339,32 +337,22 @@ def sort_nodes(model: ir.Model) -> None:
     model.graph.sort()
 
 
-def _drop_unused(model: ir.Model) -> None:
-    outputs = {id(o) for o in model.graph.outputs}
-    for node in reversed(list(model.graph)):
-        if all(not list(o.uses()) and id(o) not in outputs for o in node.outputs):
-            model.graph.remove(node, safe=True)
-    for name, value in list(model.graph.initializers.items()):
-        if not list(value.uses()) and id(value) not in outputs:
-            del model.graph.initializers[name]
-
-
 def _pad_before(conv: ir.Node) -> tuple[ir.Node, ir.Value] | None:
     """The Pad in front of a convolution and the tensor before it, also through a QDQ pair of the same grid."""
     source = conv.inputs[0].producer()
     if source is not None and source.op_type == "Pad":
         return source, source.inputs[0]
-    if not _is_dq(source):
+    if not is_dq(source):
         return None
     quantize = source.inputs[0].producer()
     if quantize is None or quantize.op_type != "QuantizeLinear":
         return None
     pad = quantize.inputs[0].producer()
-    if pad is None or pad.op_type != "Pad" or not _is_dq(pad.inputs[0].producer()):
+    if pad is None or pad.op_type != "Pad" or not is_dq(pad.inputs[0].producer()):
         return None
     before = pad.inputs[0].producer()
-    same = np.array_equal(_array(before.inputs[1]), _array(quantize.inputs[1])) and np.array_equal(
-        _array(before.inputs[2]), _array(quantize.inputs[2])
+    same = np.array_equal(array(before.inputs[1]), array(quantize.inputs[1])) and np.array_equal(
+        array(before.inputs[2]), array(quantize.inputs[2])
     )
     return (pad, pad.inputs[0]) if same else None
 
@@ -375,65 +363,26 @@ def _spatial_pads(pad: ir.Node) -> np.ndarray | None:
     if mode is not None and mode.as_string() != "constant":
         return None
     value = pad.inputs[2] if len(pad.inputs) > 2 else None
-    if value is not None and (value.const_value is None or float(_array(value).reshape(())) != 0.0):
+    if value is not None and (value.const_value is None or float(array(value).reshape(())) != 0.0):
         return None
     if pad.inputs[1].const_value is None or (len(pad.inputs) > 3 and pad.inputs[3] is not None):
         return None
-    pads = _array(pad.inputs[1]).reshape(2, -1)
+    pads = array(pad.inputs[1]).reshape(2, -1)
     if (pads < 0).any() or pads[:, :2].any():
         return None
     return pads[:, 2:].reshape(-1)
 
 
-def _is_dq(node: ir.Node | None) -> bool:
-    return node is not None and node.op_type == "DequantizeLinear"
-
-
-def _is_weight(node: ir.Node) -> bool:
-    """Per channel: scales of rank one, also for a single channel."""
-    return _is_dq(node) and _array(node.inputs[1]).ndim == 1
-
-
-def _array(value: ir.Value | None) -> np.ndarray:
-    assert value is not None
-    assert value.const_value is not None
-    return np.asarray(value.const_value.numpy())
-
-
 def _shifted(model: ir.Model, value: ir.Value, done: dict[str, ir.Value]) -> ir.Value:
     assert value.name is not None
     if value.name not in done:
-        array = _array(value)
-        if array.dtype != np.int8:
+        content = array(value)
+        if content.dtype != np.int8:
             return value
-        done[value.name] = _initializer(
-            model, f"{value.name}_u8", (array.astype(np.int16) + SHIFT).astype(np.uint8)
+        done[value.name] = initializer(
+            model, f"{value.name}_u8", (content.astype(np.int16) + SHIFT).astype(np.uint8)
         )
     return done[value.name]
-
-
-def _initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    unique, i = name, 0
-    while unique in model.graph.initializers:
-        i += 1
-        unique = f"{name}_{i}"
-    tensor = ir.tensor(np.asarray(array), name=unique)
-    value = ir.Value(name=unique, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    model.graph.register_initializer(value)
-    return value
-
-
-def _replace(model: ir.Model, old: ir.Node, new: list[ir.Node]) -> None:
-    """Put `new` in place of `old`; the last of them takes over the name and the readers of its output."""
-    out, last = old.outputs[0], new[-1].outputs[0]
-    last.name, last.dtype, last.shape = out.name, out.dtype if last.dtype is None else last.dtype, out.shape
-    model.graph.insert_before(old, new)
-    for i, graph_out in enumerate(model.graph.outputs):
-        if graph_out is out:
-            model.graph.outputs[i] = last
-    ir.convenience.replace_all_uses_with(out, last)
-    out.name = f"{out.name}_replaced"
-    model.graph.remove(old, safe=True)
 
 
 REWRITES: Final[tuple[Callable[[Any], None], ...]] = (
@@ -444,6 +393,7 @@ REWRITES: Final[tuple[Callable[[Any], None], ...]] = (
     clamp_in_integers,
     drop_relabelings,
     plain_float_weights,
+    gather_blocks,
     quantize_biases,
     shift_to_uint8,
     drop_unused,
