@@ -12,17 +12,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from edgekit.load.failures import capture_failure
 from edgekit.load.graph import flatten, index_bounds
 from edgekit.load.inplace import NotFunctional
 from edgekit.load.rebatch import Replay
+from edgekit_converters.errors import LoweringError
 from edgekit_converters.program import Program, TensorInfo
+from edgekit_converters.source import find_source
 
 # Relative to the largest magnitude of an output: summation order may change with the batch, values may not.
 BATCH_TOLERANCE = 1e-4
+# How the names of ops that draw random numbers begin.
+CHANCE = ("rand", "normal", "bernoulli", "multinomial", "exponential")
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,11 @@ def capture(
     own = next((value.shape[0] for value, carries in zip(flat, carriers, strict=True) if carries), 1)
     failure: Exception | None = None
     fixed: Captured | None = None
+    drawn: Node | None = None
     for batch, free in ((2, True), (1, False), (own, False)):
         try:
             captured = _export(module, resize_batch(tuple(example), carriers, batch), carriers, free, names)
+            drawn = drawn or _chance(captured.program)
             if _proven(captured.program, free, reference if free or batch == 1 else None):
                 if free:
                     return captured
@@ -72,10 +78,28 @@ def capture(
                 break
         except Exception as error:  # noqa: BLE001 - the next route is tried; the last one reports
             failure = error
+    if fixed is None and drawn is not None:
+        raise LoweringError(
+            format="torch",
+            op=str(drawn.target).removesuffix(".default"),
+            where=find_source(drawn),
+            why="it draws random numbers, so that the model gives other results at every call",
+            way_out="Use the mean instead of a sample in evaluation mode, or make the random tensor an input of "
+            "the model.",
+        )
     if fixed is None:
         failure = failure or RuntimeError("the exported graph does not give the results of the model")
         raise capture_failure(failure, module) from failure
     return fixed if isinstance(module, Replay) else _replayed(fixed, flat, batch)
+
+
+def _chance(program: Program) -> Node | None:
+    """The first op that draws random numbers which are used."""
+    for node in program.graph.graph.nodes:
+        name = getattr(node.target, "_opname", "") if node.op == "call_function" else ""
+        if node.users and name.startswith(CHANCE):
+            return node
+    return None
 
 
 def _replayed(fixed: Captured, example: Sequence[torch.Tensor], batch: int) -> Captured:
