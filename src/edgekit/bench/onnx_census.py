@@ -75,7 +75,8 @@ def _kind(node: Any, types: Mapping[str, int]) -> str:
         return "hybrid"
     if name.startswith("QLinear") or name == "QGemm" or name in INTEGER:
         return "int8"
-    if name in ("Shape", "Size", "Constant"):
+    # SpaceToDepth is ours: it gathers the float image before anything is quantized.
+    if name in ("Shape", "Size", "Constant", "SpaceToDepth"):
         return "other"
     ins = [types.get(each, 0) for each in node.input if each]
     if any(each in FLOATS for each in (*ins[:1], _output_type(node, types))):
