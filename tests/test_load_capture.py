@@ -243,3 +243,29 @@ def test_the_digest_of_a_module_is_that_of_its_weights():
     with torch.no_grad():
         module.bias += 1
     assert first.sha256 != load_candidate(module, input_shapes=[(1, 3)]).sha256
+
+
+class TimeFirst(torch.nn.Module):
+    """Attention along axis 0, as torch's own layers have it by default: `[time, batch, width]`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.TransformerEncoderLayer(16, 2, 32).eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_time_on_the_first_axis_is_not_taken_for_a_batch(exported: bool, tmp_path: Path) -> None:
+    x = torch.randn(8, 1, 16, generator=torch.Generator().manual_seed(1))
+    model: object = TimeFirst().eval()
+    if exported:
+        torch.export.save(torch.export.export(model, (x,)), tmp_path / "model.pt")
+        model = tmp_path / "model.pt"
+
+    program = load_candidate(model, input_shapes=None if exported else [(8, 1, 16)]).program
+
+    assert program.inputs[0].shape == (8, 1, 16)
+    assert_same(program, TimeFirst().eval(), (x,))

@@ -69,6 +69,8 @@ def capture(
     drawn: Node | None = None
     for batch, free in ((2, True), (1, False), (own, False)):
         try:
+            if batch == 1 < own and not _rows_are_samples(module, tuple(example), carriers, own):
+                continue
             captured = _export(module, resize_batch(tuple(example), carriers, batch), carriers, free, names)
             drawn = drawn or _chance(captured.program)
             if _proven(captured.program, free, reference if free or batch == 1 else None):
@@ -91,6 +93,36 @@ def capture(
         failure = failure or RuntimeError("the exported graph does not give the results of the model")
         raise capture_failure(failure, module) from failure
     return fixed if isinstance(module, Replay) else _replayed(fixed, flat, batch)
+
+
+def _rows_are_samples(
+    module: torch.nn.Module, example: tuple[Any, ...], carriers: Sequence[bool], batch: int
+) -> bool:
+    """Does one row alone give what it gives among others? Not where axis 0 is time and attention looks along it."""
+    random = torch.Generator().manual_seed(2)
+
+    def drawn(value: Any) -> Any:
+        is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return torch.randn(value.shape, generator=random) if is_float else value
+
+    def row(value: Any, carries: bool, i: int) -> Any:
+        return value[i : i + 1] if carries else value
+
+    rows = pytree.tree_map(drawn, example)
+    leaves, shape = pytree.tree_flatten(rows)
+    flags = iter(carriers)
+    carried = [isinstance(leaf, torch.Tensor) and next(flags) for leaf in leaves]
+    with torch.no_grad():
+        together = pytree.tree_leaves(module(*rows))
+        for i in (0, batch - 1):
+            one = [row(leaf, carries, i) for leaf, carries in zip(leaves, carried, strict=True)]
+            alone = pytree.tree_leaves(module(*pytree.tree_unflatten(one, shape)))
+            for many, single in zip(together, alone, strict=True):
+                if not isinstance(many, torch.Tensor) or many.shape[:1] != (batch,):
+                    continue
+                if not close(many[i : i + 1], single, BATCH_TOLERANCE):
+                    return False
+    return True
 
 
 def _chance(program: Program) -> Node | None:
