@@ -69,6 +69,7 @@ def test_a_stage_that_a_power_cut_ended_is_made_anew(tmp_path: Path) -> None:
     folder, _, _ = work.stage("lower", "k" * 64, make)
     (folder / "done.json").rename(folder / "done.json.part")
     (folder / "half").write_text("ha")
+    work.release()
     assert not WorkDir(tmp_path / "out", resume=True).stage("lower", "k" * 64, make)[2]
     assert sorted(p.name for p in folder.iterdir()) == ["done.json", "file"]
 
@@ -156,3 +157,27 @@ def repr_json(value: object) -> str:
 
 def test_the_order_of_a_tables_keys_does_not_matter() -> None:
     assert stage_key({"a": 1, "b": 2}) == stage_key({"b": 2, "a": 1})
+
+
+def test_a_folder_that_another_run_works_in_is_left_alone(tmp_path: Path) -> None:
+    make = Maker()
+    with WorkDir(tmp_path / "out", resume=False) as work:
+        folder = work.stage("lower", "k" * 64, make)[0]
+        for resume in (False, True):
+            with pytest.raises(UsageError, match="another `edgekit compress` is at work"):
+                WorkDir(tmp_path / "out", resume=resume)
+        assert folder.is_dir()
+
+    assert WorkDir(tmp_path / "out", resume=True).stage("lower", "k" * 64, make)[2]
+
+
+def test_a_run_that_failed_lets_the_next_one_in(tmp_path: Path) -> None:
+    def run(*, resume: bool) -> Path:
+        with WorkDir(tmp_path / "out", resume=resume) as work:
+            work.stage("data", "d" * 64, Maker())
+            raise ValueError(work.path)
+
+    with pytest.raises(ValueError, match="edgekit"):
+        run(resume=False)
+    with pytest.raises(ValueError, match="edgekit"):
+        run(resume=True)

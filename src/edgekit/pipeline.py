@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from edgekit.report import Baseline
 from edgekit.stages.quantize.choose import ISLANDS, LADDER, STATIC, Settled, settle, settle_islands
 from edgekit.workdir import WorkDir
 from edgekit_converters.cleanup import clean
+from edgekit_converters.program import Program
 from edgekit_devices import load_profile
 
 TIMING_SECONDS: Final = 10.0
@@ -122,12 +123,31 @@ def _listening() -> Iterator[Callable[[], bool]]:
 
 def _run(request: Request, progress: Progress) -> Bundle:
     clock = Clock(progress)
-    recipe = _for_targets(request.recipe)
     with clock.stage("load") as notes:
         wish = {"factory": request.factory, "trust": request.trust, "input_shapes": request.input_shapes}
         candidate = load(request.model, request.data, wish)
         notes.extend(candidate.notes)
-    work = WorkDir(request.out, resume=request.resume)
+    with WorkDir(request.out, resume=request.resume) as work:
+        bundle = _compress(request, candidate, work, clock)
+        work.remove()
+    return bundle
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the stages after the data have in common."""
+
+    recipe: Recipe
+    candidate: Candidate
+    program: Program
+    inputs: Inputs
+    metric: Metric
+    work: WorkDir
+    clock: Clock
+
+
+def _compress(request: Request, candidate: Candidate, work: WorkDir, clock: Clock) -> Bundle:
+    recipe = _for_targets(request.recipe)
     with clock.stage("clean") as notes:
         program, changes = clean(candidate.program)
         notes.extend(f"{c.name}: {c.rewrites}" for c in changes)
@@ -137,43 +157,21 @@ def _run(request: Request, progress: Progress) -> Bundle:
         # Tipping a borderline input is no loss by itself: for agreement, layers are kept float only when the user
         # named a limit.
         searched = recipe if metric.name == "agreement" else _with_drop(recipe, metric)
-        recipe = _with_drop(recipe, metric)
         notes.extend(inputs.notes)
     with clock.stage("quantize") as notes:
         settled = settle(program, inputs, searched, metric, work, candidate.sha256, step=clock.detail)
         notes.extend(settled.notes)
-    judged, failures = judge_files(
-        STATIC, recipe.formats, settled, candidate, inputs, metric, recipe, work, clock
-    )
-    for rung in LADDER[1:]:
-        slow = [name for name, j in judged.items() if j.slower and not recipe.budget.allow_slower]
-        if not slow:
-            break
-        if rung == ISLANDS:
-            with clock.stage("quantize"):
-                settled = settle_islands(settled, program, inputs, searched, work, step=clock.detail)
-        if rung not in settled.variants:
-            continue
-        again, _ = judge_files(rung, slow, settled, candidate, inputs, metric, recipe, work, clock)
-        judged |= {name: _better(judged[name], j) for name, j in again.items()}
+    recipe = _with_drop(recipe, metric)
+    job = _Job(recipe, candidate, program, inputs, metric, work, clock)
+    judged, failures = _climb(job, settled, searched)
     if not judged:
         work.remove()
         error, *others = failures
         for other in others:
             error.add_note(str(other))
         raise error
-    first = next(iter(judged.values()))
-    baseline = Baseline(
-        metric=metric.name,
-        value=first.baseline[0],
-        n=first.baseline[1],
-        params=candidate.params,
-        macs=sum(layer.macs for layer in settled.layers),
-        size_bytes=4 * candidate.params,
-        latency=next((j.float_latency for j in judged.values() if j.float_latency), None),
-    )
     with clock.stage("bundle"):
-        bundle = write_bundle(
+        return write_bundle(
             request.out,
             request.command,
             recipe,
@@ -181,35 +179,44 @@ def _run(request: Request, progress: Progress) -> Bundle:
             settled,
             inputs,
             judged,
-            baseline,
+            _baseline(candidate, settled, metric, judged),
             tuple(failures),
             clock.results(),
         )
-    work.remove()
-    return bundle
 
 
-def judge_files(
-    variant_name: str,
-    formats: Sequence[str],
-    settled: Settled,
-    candidate: Candidate,
-    inputs: Inputs,
-    metric: Metric,
-    recipe: Recipe,
-    work: WorkDir,
-    clock: Clock,
+def _climb(job: _Job, settled: Settled, searched: Recipe) -> tuple[dict[str, Judged], list[LoweringError]]:
+    """Lower to every format, and what is slower than float again, by the next rung of the ladder."""
+    judged, failures = _judge(job, settled, STATIC, job.recipe.formats)
+    for rung in LADDER[1:]:
+        slow = [name for name, j in judged.items() if j.slower and not job.recipe.budget.allow_slower]
+        if not slow:
+            break
+        if rung == ISLANDS:
+            with job.clock.stage("quantize"):
+                settled = settle_islands(
+                    settled, job.program, job.inputs, searched, job.work, step=job.clock.detail
+                )
+        if rung not in settled.variants:
+            continue
+        again, _ = _judge(job, settled, rung, slow)
+        judged |= {name: _better(judged[name], j) for name, j in again.items()}
+    return judged, failures
+
+
+def _judge(
+    job: _Job, settled: Settled, rung: str, formats: Sequence[str]
 ) -> tuple[dict[str, Judged], list[LoweringError]]:
     """Lower one variant to some formats, prove every file, measure it, and time it beside its float twin."""
-    variant = settled.variants[variant_name]
+    variant, clock = settled.variants[rung], job.clock
     with clock.stage("lower"):
         files, failures = write_files(
-            variant, formats, settled.key, candidate, recipe, work, step=clock.detail
+            variant, formats, settled.key, job.candidate, job.recipe, job.work, step=clock.detail
         )
     with clock.stage("prove"):
-        proofs = prove(variant.program, files, inputs.proof)
+        proofs = prove(variant.program, files, job.inputs.proof)
     with clock.stage("evaluate"):
-        value, n, quality = assess(candidate.program, files, inputs, metric, step=clock.detail)
+        value, n, quality = assess(job.candidate.program, files, job.inputs, job.metric, step=clock.detail)
     with clock.stage("time"):
         latency = time_files(timed_files(files), max_seconds=TIMING_SECONDS)
     judged = {
@@ -225,6 +232,21 @@ def judge_files(
         for name, saved in files.items()
     }
     return judged, failures
+
+
+def _baseline(
+    candidate: Candidate, settled: Settled, metric: Metric, judged: Mapping[str, Judged]
+) -> Baseline:
+    value, n = next(iter(judged.values())).baseline
+    return Baseline(
+        metric=metric.name,
+        value=value,
+        n=n,
+        params=candidate.params,
+        macs=sum(layer.macs for layer in settled.layers),
+        size_bytes=4 * candidate.params,
+        latency=next((j.float_latency for j in judged.values() if j.float_latency), None),
+    )
 
 
 def _better(before: Judged, after: Judged) -> Judged:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-__all__ = ["NO_ROOM", "clear_abandoned", "put_in_place", "staged"]
+__all__ = ["NO_ROOM", "clear_abandoned", "held_by_another", "lock_folder", "put_in_place", "staged", "unlock"]
 
 # Room that ran out, by device, by quota, or by a limit on the length of a file.
 NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -44,7 +44,7 @@ def staged(target: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        _unlock(lock)
+        unlock(lock)
 
 
 def put_in_place(folder: Path, target: Path) -> None:
@@ -60,7 +60,7 @@ def put_in_place(folder: Path, target: Path) -> None:
         folder.rename(target)
     else:
         aside = folder.with_suffix(f".{_OLD}")
-        lock = _lock(target)
+        lock = lock_folder(target)
         try:
             target.rename(aside)
             try:
@@ -70,7 +70,7 @@ def put_in_place(folder: Path, target: Path) -> None:
                 raise
             shutil.rmtree(aside, ignore_errors=True)
         finally:
-            _unlock(lock)
+            unlock(lock)
     _sync(target.parent)
 
 
@@ -86,7 +86,7 @@ def clear_abandoned(target: Path) -> None:
     ours = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.({_NEW}|{_OLD})")
     for path in sorted(target.parent.glob(f".{glob.escape(target.name)}.*")):
         kind = ours.fullmatch(path.name)
-        if kind is None or path.is_symlink() or not path.is_dir() or (lock := _lock(path)) is None:
+        if kind is None or path.is_symlink() or not path.is_dir() or (lock := lock_folder(path)) is None:
             continue
         try:
             if kind[1] == _OLD and not target.exists():
@@ -94,7 +94,7 @@ def clear_abandoned(target: Path) -> None:
             else:
                 shutil.rmtree(path, ignore_errors=True)
         finally:
-            _unlock(lock)
+            unlock(lock)
 
 
 def _new_folder(target: Path) -> tuple[Path, int | None]:
@@ -102,16 +102,16 @@ def _new_folder(target: Path) -> tuple[Path, int | None]:
     while True:
         folder = target.parent / f".{target.name}.{secrets.token_hex(4)}.{_NEW}"
         folder.mkdir()
-        lock = _lock(folder, wait=True)
+        lock = lock_folder(folder, wait=True)
         if lock is not None or folder.exists():
             return folder, lock
 
 
-def _lock(folder: Path, *, wait: bool = False) -> int | None:
+def lock_folder(folder: Path, *, wait: bool = False) -> int | None:
     """Lock a directory for this process.
 
     Returns:
-        What `_unlock` takes; None where another process holds the lock or moved the directory away, or where
+        What `unlock` takes; None where another process holds the lock or moved the directory away, or where
         directories cannot be locked.
     """
     try:
@@ -130,7 +130,27 @@ def _lock(folder: Path, *, wait: bool = False) -> int | None:
     return None
 
 
-def _unlock(lock: int | None) -> None:
+def held_by_another(folder: Path) -> bool:
+    """Does another process hold the lock of a directory? False where directories cannot be locked."""
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def unlock(lock: int | None) -> None:
+    """Give back what `lock_folder` returned."""
     if lock is not None:
         os.close(lock)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.errors import UsageError
-from edgekit.staging import NO_ROOM
+from edgekit.staging import NO_ROOM, held_by_another, lock_folder, unlock
 
 _DONE = "done.json"
 
@@ -23,16 +23,49 @@ class WorkDir:
     A stage is named by a key: the hash of everything that its result depends on. A folder without its marker
     was interrupted and is made again.
 
+    The folder is locked by the process that works in it, from its first stage to `release` or the end of `with`.
+
     Args:
         out: the bundle directory; the folder is its sibling.
         resume: keep what an earlier run finished; otherwise start empty.
+
+    Raises:
+        UsageError: another process works in the folder.
     """
+
+    _lock: int | None = None
 
     def __init__(self, out: Path, *, resume: bool) -> None:
         target = out.resolve()
         self.path = target.parent / f".{target.name}.edgekit"
+        if self.path.is_dir():
+            self._take(out)
         if not resume:
             shutil.rmtree(self.path, ignore_errors=True)
+            self.release()
+
+    def __enter__(self) -> WorkDir:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let another process work here."""
+        unlock(self._lock)
+        self._lock = None
+
+    def _take(self, out: Path) -> None:
+        self._lock = lock_folder(self.path)
+        if self._lock is None and held_by_another(self.path):
+            raise UsageError(
+                f"{self.path}: another `edgekit compress` is at work on {out}",
+                expected="one run for each output",
+                way_out="Wait for it, or choose another output with -o.",
+            )
 
     def stage(
         self, name: str, key: str, make: Callable[[Path], dict[str, Any]]
@@ -55,6 +88,11 @@ class WorkDir:
         if marker.exists():
             found: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
             return folder, found, True
+        if self._lock is None:
+            # What stands in the way is reported by the stage itself.
+            with contextlib.suppress(OSError):
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._lock = lock_folder(self.path)
         try:
             return folder, _make(folder, make), False
         except OSError as error:
@@ -77,6 +115,7 @@ class WorkDir:
     def _remove_if_empty(self) -> None:
         with contextlib.suppress(OSError):
             self.path.rmdir()
+            self.release()
 
 
 def _make(folder: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
