@@ -32,6 +32,7 @@ check: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.resnet20_cifar10
 	$(BIN)/python -m benchmarks.without_data
+	$(BIN)/python -m benchmarks.whole_command
 
 peers: $(INSTALLED)
 	$(BIN)/python -m benchmarks.peers
