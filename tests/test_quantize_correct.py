@@ -8,7 +8,7 @@ from torch.nn import functional as F
 import zoo
 from edgekit.stages.quantize.apply import Observed, convert
 from edgekit.stages.quantize.bias import bias_steps, round_biases
-from edgekit.stages.quantize.correct import _trusted, correct_biases
+from edgekit.stages.quantize.correct import _trusted, correct_biases, float_means
 from edgekit.stages.quantize.execute import walk
 from edgekit_converters.program import Program
 from quantized_programs import aten, by_target, calibrated, decibels, noise, program, run, zoo_observed
@@ -21,7 +21,8 @@ def skewed(x: Tensor) -> Tensor:
 
 def corrected(observed: Observed, batches: list[tuple[Tensor, ...]]) -> tuple[Program, int]:
     quantized = convert(observed).program
-    count = correct_biases(quantized.graph, observed.program.graph, batches)
+    wanted = float_means(observed.program.graph, observed.plan.weights, batches)
+    count = correct_biases(quantized.graph, wanted, batches)
     round_biases(quantized.graph)
     quantized.graph.graph.eliminate_dead_code()
     quantized.graph.recompile()

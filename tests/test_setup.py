@@ -82,15 +82,15 @@ def test_an_interpreter_that_is_too_old_is_named(tmp_path: Path) -> None:
     assert "Python 3.11 or newer" in done.stderr
 
 
-def test_threads_that_wait_sleep_unless_the_user_says_otherwise() -> None:
-    code = "import os, edgekit; print(os.environ['OMP_WAIT_POLICY'])"
-    free = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+def test_threads_that_wait_soon_sleep_unless_the_user_says_otherwise() -> None:
+    code = "import os, edgekit; print(os.environ['GOMP_SPINCOUNT'])"
+    free = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
 
     said = [
         subprocess.run(
             [sys.executable, "-c", code], env=free | extra, capture_output=True, text=True, check=True
         ).stdout.strip()
-        for extra in ({}, {"OMP_WAIT_POLICY": "ACTIVE"})
+        for extra in ({}, {"GOMP_SPINCOUNT": "7"})
     ]
 
-    assert said == ["PASSIVE", "ACTIVE"]
+    assert said == ["4000", "7"]

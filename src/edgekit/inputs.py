@@ -27,7 +27,7 @@ MAX_BATCH = 64
 CORRECTION_SAMPLES = 32
 SCORING_SAMPLES = 64
 FEWEST_SCORED = 8
-SCORING_VALUES = 1 << 22
+SCORING_VALUES = 5 << 19
 PROOF_SAMPLES = 32
 # A 99.9th percentile means little below a few thousand values; a classifier of ten classes needs more inputs.
 PROOF_VALUES = 2500

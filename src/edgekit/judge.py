@@ -32,7 +32,7 @@ from edgekit_converters.program import Program, QuantizedProgram
 
 # The reference evaluator is exact and slow, so it sees fewer inputs.
 COREML_PROVEN: Final = 32
-COREML_JUDGED: Final = 128
+COREML_JUDGED: Final = 64
 TIMED: Final = frozenset({"onnx", "tflite"})
 
 

@@ -90,8 +90,9 @@ class _Running:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Set iteration must not decide the order of anything in a file.
-                env={**os.environ, "PYTHONHASHSEED": "0"},
+                # Set iteration must not decide the order of anything in a file. A converter is Python; the threads
+                # of several would only get in one another's way.
+                env={**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
             )
         self.deadline = time.monotonic() + TIMEOUT_S
 

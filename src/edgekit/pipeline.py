@@ -30,7 +30,7 @@ from edgekit.load import Candidate
 from edgekit.lower import SUFFIX
 from edgekit.recipe import Recipe
 from edgekit.report import Baseline
-from edgekit.stages.quantize.choose import ISLANDS, LADDER, STATIC, Settled, settle, settle_islands
+from edgekit.stages.quantize.choose import LADDER, STATIC, Settled, settle, settle_rung
 from edgekit.workdir import WorkDir
 from edgekit_converters.cleanup import clean
 from edgekit_converters.program import Program
@@ -192,11 +192,10 @@ def _climb(job: _Job, settled: Settled, searched: Recipe) -> tuple[dict[str, Jud
         slow = [name for name, j in judged.items() if j.slower and not job.recipe.budget.allow_slower]
         if not slow:
             break
-        if rung == ISLANDS:
-            with job.clock.stage("quantize"):
-                settled = settle_islands(
-                    settled, job.program, job.inputs, searched, job.work, step=job.clock.detail
-                )
+        with job.clock.stage("quantize"):
+            settled = settle_rung(
+                rung, settled, job.program, job.inputs, searched, job.work, step=job.clock.detail
+            )
         if rung not in settled.variants:
             continue
         again, _ = _judge(job, settled, rung, slow)

@@ -15,9 +15,9 @@ from edgekit.evaluate import Metric
 from edgekit.inputs import Batch, Inputs, input_values, scoring
 from edgekit.recipe import Recipe
 from edgekit.report import LayerResult
-from edgekit.stages.quantize.apply import calibrate, grids, observe
+from edgekit.stages.quantize.apply import grids
 from edgekit.stages.quantize.plan import BY_NAME, elementwise
-from edgekit.stages.quantize.search import Choice, Setting, build, search
+from edgekit.stages.quantize.search import Choice, Setting, search, weights_only
 from edgekit.stages.quantize.sensitivity import damage, describe_layers, layer_snr
 from edgekit.workdir import WorkDir, stage_key
 from edgekit_converters.parity import run_reference
@@ -29,7 +29,7 @@ JUDGED_SAMPLES: Final = 512
 JUDGED_VALUES: Final = 1 << 24
 # Layers that are kept float, worst first, when the grid alone breaks the budget.
 WORST: Final = (1, 2, 4)
-DAMAGE_SAMPLES: Final = 4
+DAMAGE_SAMPLES: Final = 2
 
 
 STATIC, ISLANDS, WEIGHTS = "static int8", "static int8, float arithmetic", "int8 weights, float compute"
@@ -60,7 +60,7 @@ class Settled:
     """The quantized program as every later stage sees it: read back from its archive.
 
     Attributes:
-        variants: name to variant, the islands only after `settle_islands`.
+        variants: name to variant; those below `STATIC` only after `settle_rung`.
         key: identifies the content.
         layers: for the report.
         notes: what was tried.
@@ -104,7 +104,6 @@ def settle(
         choice, notes = _within_budget(program, inputs, recipe, metric, judged, step)
         layers = _layers(choice, recipe, judged, step)
         save_program(choice.program, folder / FILES[STATIC])
-        save_program(_weights(choice, recipe), folder / FILES[WEIGHTS])
         observed = choice.observed
         between = elementwise(observed.program.graph, observed.plan)
         kept = [name for name, why in observed.plan.kept_float.items() if why == BY_NAME]
@@ -116,13 +115,14 @@ def settle(
         }
 
     folder, facts, _ = work.stage("quantize", key, make)
-    variants = {name: _variant(name, folder) for name in (STATIC, WEIGHTS)}
+    variants = {STATIC: _variant(STATIC, folder)}
     layers = tuple(LayerResult(**layer) for layer in facts["layers"])
     setting = Setting(**facts["setting"])
     return Settled(variants, key, layers, tuple(facts["notes"]), setting, tuple(facts["islands"]))
 
 
-def settle_islands(
+def settle_rung(
+    rung: str,
     settled: Settled,
     program: Program,
     inputs: Inputs,
@@ -131,9 +131,10 @@ def settle_islands(
     *,
     step: Callable[[str], None],
 ) -> Settled:
-    """Add the variant `ISLANDS`, quantized by the setting that was chosen; unchanged where it would be the same.
+    """Add a lower rung of the ladder by the setting that was chosen; unchanged where it would be the rung above.
 
     Args:
+        rung: `ISLANDS` or `WEIGHTS`.
         settled: from `settle` with the same arguments.
         program: cleaned float program.
         inputs: calibration inputs.
@@ -141,8 +142,25 @@ def settle_islands(
         work: where the result is kept.
         step: told what is being done.
     """
-    if not settled.islands:
+    if rung == ISLANDS and not settled.islands:
         return settled
+    file = FILES[rung]
+
+    def make(folder: Path) -> dict[str, Any]:
+        if rung == ISLANDS:
+            quantized = _islands(settled, program, inputs, recipe, step)
+        else:
+            quantized = weights_only(program, recipe.quantize, settled.setting, inputs.calibration())
+        save_program(quantized, folder / file)
+        return {}
+
+    folder, _, _ = work.stage(Path(file).stem, stage_key(rung, settled.key), make)
+    return replace(settled, variants={**settled.variants, rung: _variant(rung, folder)})
+
+
+def _islands(
+    settled: Settled, program: Program, inputs: Inputs, recipe: Recipe, step: Callable[[str], None]
+) -> QuantizedProgram:
     setting = settled.setting
     settings = replace(
         recipe.quantize,
@@ -151,26 +169,9 @@ def settle_islands(
         compensation=setting.compensated,
         bias_correction=setting.corrected,
     )
-
-    def make(folder: Path) -> dict[str, Any]:
-        judged = scoring(inputs)
-        choice = search(program, settings, inputs.calibration, judged, keep_float=settled.islands, step=step)
-        save_program(choice.program, folder / FILES[ISLANDS])
-        return {}
-
-    folder, _, _ = work.stage("islands", stage_key("islands", settled.key), make)
-    return replace(settled, variants={**settled.variants, ISLANDS: _variant(ISLANDS, folder)})
-
-
-def _weights(choice: Choice, recipe: Recipe) -> QuantizedProgram:
-    """The chosen weights and nothing else on the grid."""
-    kept, source = tuple(recipe.quantize.keep_float), choice.observed.program
-    observed = observe(source, keep_float=kept, weight_bits=choice.observed.weight_bits, weights_only=True)
-    # Weights are observed when they are first used; any input will do.
-    calibrate(observed, [source.example])
-    observed = replace(observed, integers=choice.observed.integers)
-    corrected = choice.best.setting.corrected
-    return build(observed, recipe.quantize, "minmax", choice.samples if corrected else ())
+    judged = scoring(inputs)
+    kept = settled.islands
+    return search(program, settings, inputs.calibration, judged, keep_float=kept, step=step).program
 
 
 def _variant(name: str, folder: Path) -> Variant:

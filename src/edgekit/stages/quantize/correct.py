@@ -7,7 +7,7 @@ that each layer sees inputs that have been corrected already.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -24,7 +24,30 @@ qd = torch.ops.quantized_decomposed
 _SPACE: Final = {op: 1 if "1d" in str(op) else 2 for op in WEIGHT_AXIS if op is not aten.linear.default}
 
 
-def correct_biases(quantized_graph: GraphModule, float_graph: GraphModule, batches: Sequence[Batch]) -> int:
+def float_means(
+    graph: GraphModule, layers: Collection[str], batches: Sequence[Batch]
+) -> dict[str, torch.Tensor]:
+    """What the channels of every layer give in float32, on the mean over each sample.
+
+    Args:
+        graph: the float graph.
+        layers: names of convolutions and linear layers.
+        batches: its inputs.
+
+    Returns:
+        Layer name to float32 `[samples, channels]`.
+    """
+    found: dict[str, list[torch.Tensor]] = {}
+    for batch in batches:
+        for node, value in walk(graph, batch):
+            if node.name in layers and node.target in WEIGHT_AXIS:
+                found.setdefault(node.name, []).append(_sample_means(value, node))
+    return {name: torch.cat(means) for name, means in found.items()}
+
+
+def correct_biases(
+    quantized_graph: GraphModule, wanted: Mapping[str, torch.Tensor], batches: Sequence[Batch]
+) -> int:
     """Give every layer on the grid the mean output that it has in float32, per channel, in place.
 
     All batches pass through the quantized graph together, node by node; what waits for a later reader waits
@@ -32,23 +55,16 @@ def correct_biases(quantized_graph: GraphModule, float_graph: GraphModule, batch
     leave their int32 grid: `round_biases` has to follow.
 
     Args:
-        quantized_graph: converted graph; its layers carry the names that they have in `float_graph`.
-        float_graph: the graph that was quantized.
-        batches: inputs of both graphs.
+        quantized_graph: converted graph; its layers carry the names that they have in the float graph.
+        wanted: `float_means` of the graph that was quantized, for the same batches.
+        batches: inputs.
 
     Returns:
         Number of biases corrected; a layer without a bias gets one.
     """
-    layers = frozenset(n for n in quantized_graph.graph.nodes if _on_grid(n))
-    wanted: dict[str, list[torch.Tensor]] = {}
-    names = {n.name for n in layers}
-    for batch in batches:
-        for node, value in walk(float_graph, batch):
-            if node.name in names and node.target in WEIGHT_AXIS:
-                wanted.setdefault(node.name, []).append(_sample_means(value, node))
-    corrected = [n for n in layers if n.name in wanted]
+    corrected = {n: wanted[n.name] for n in quantized_graph.graph.nodes if n.name in wanted and _on_grid(n)}
     if corrected:
-        _propagate(quantized_graph, {n: torch.cat(wanted[n.name]) for n in corrected}, batches)
+        _propagate(quantized_graph, corrected, batches)
         quantized_graph.recompile()
     return len(corrected)
 

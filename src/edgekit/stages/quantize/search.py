@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,14 +15,17 @@ from edgekit.inputs import CORRECTION_SAMPLES, Batch
 from edgekit.recipe import Quantize
 from edgekit.stages.quantize.apply import Observed, calibrate, compensate, convert, observe
 from edgekit.stages.quantize.bias import round_biases
-from edgekit.stages.quantize.correct import correct_biases
+from edgekit.stages.quantize.correct import correct_biases, float_means
 from edgekit.stages.quantize.equalize import equalize
 from edgekit_converters.program import Program, QuantizedProgram
 
 Batches = Sequence[Batch]
+Means = Mapping[str, torch.Tensor]
 
 # Samples that show which sums occur.
 TIE_SAMPLES = 4
+# Values of a batch that passes through every layer in turn.
+CHUNK_VALUES = 1 << 19
 EXTRAS = {"equalized": "equalized", "compensated": "compensated rounding", "corrected": "bias corrected"}
 
 
@@ -73,14 +76,12 @@ class Choice:
         program: quantized that way.
         observed: what `program` was converted from.
         trials: all of them, for the report.
-        samples: inputs to which biases are corrected.
     """
 
     best: Trial
     program: QuantizedProgram
     observed: Observed
     trials: tuple[Trial, ...]
-    samples: Batches
 
 
 def search(
@@ -135,34 +136,56 @@ def search(
     assert best is not None
     trial, _ = best
     step("moving sums off rounding ties")
-    settled = bench.build(
-        trial.setting, ties=[tuple(x[:TIE_SAMPLES] for x in b) for b in samples[:TIE_SAMPLES]]
-    )
+    few = list(itertools.islice(_samples(iter(samples)), TIE_SAMPLES))
+    settled = bench.build(trial.setting, ties=few)
     assert settled is not None
-    return Choice(trial, settled, bench.observed(trial.setting), tuple(trials), samples)
+    return Choice(trial, settled, bench.observed(trial.setting), tuple(trials))
 
 
 def first_samples(program: Program, batches: Iterator[Batch]) -> Batches:
-    """The first `CORRECTION_SAMPLES` samples: in one batch, or one by one where the batch is fixed."""
+    """The first `CORRECTION_SAMPLES` samples in batches that fit the caches; one by one where the batch is fixed."""
     one_by_one = list(itertools.islice(_samples(batches), CORRECTION_SAMPLES))
-    if not program.dynamic_batch:
-        return one_by_one
-    return [tuple(torch.cat(column) for column in zip(*one_by_one, strict=True))]
+    values = sum(x.numel() for x in one_by_one[0])
+    size = max(1, CHUNK_VALUES // values) if program.dynamic_batch else 1
+    chunks = (one_by_one[i : i + size] for i in range(0, len(one_by_one), size))
+    return [tuple(torch.cat(column) for column in zip(*chunk, strict=True)) for chunk in chunks]
 
 
-def build(
-    observed: Observed, settings: Quantize, observer: str, correction: Batches = (), ties: Batches = ()
+def weights_only(
+    program: Program, settings: Quantize, setting: Setting, batches: Iterator[Batch]
 ) -> QuantizedProgram:
-    """One quantized program; with `correction` its biases are corrected, with `ties` sums keep off them."""
-    candidate = convert(observed, method=observer, percentile=settings.percentile, ties=ties)
-    if correction:
-        graph = candidate.program.graph
-        correct_biases(graph, observed.program.graph, correction)
-        round_biases(graph)
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
-        candidate = replace(candidate, program=replace(candidate.program, graph=graph))
-    return candidate
+    """The weights of a setting and nothing else on the grid.
+
+    Args:
+        program: cleaned float program.
+        settings: as for `search`.
+        setting: that `search` chose.
+        batches: calibration inputs.
+    """
+    source = equalize(program)[0] if setting.equalized else program
+    samples = first_samples(source, batches)
+    observed = observe(
+        source, keep_float=settings.keep_float, weight_bits=settings.weight_bits, weights_only=True
+    )
+    # Weights are observed when they are first used; any input will do.
+    calibrate(observed, [source.example])
+    if setting.compensated:
+        observed = compensate(observed, samples, centered=settings.bias_correction is not False)
+    quantized = convert(observed)
+    return _corrected(quantized, _means(observed, samples), samples) if setting.corrected else quantized
+
+
+def _means(observed: Observed, samples: Batches) -> Means:
+    return float_means(observed.program.graph, observed.plan.weights, samples)
+
+
+def _corrected(quantized: QuantizedProgram, wanted: Means, samples: Batches) -> QuantizedProgram:
+    graph = quantized.program.graph
+    correct_biases(graph, wanted, samples)
+    round_biases(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return replace(quantized, program=replace(quantized.program, graph=graph))
 
 
 def _switches(settings: Quantize) -> tuple[tuple[str, bool | str, bool], ...]:
@@ -189,6 +212,7 @@ class _Bench:
         self.program, self.settings, self.calibration = program, settings, calibration
         self.samples, self.keep_float, self.step = samples, keep_float, step
         self._observed: dict[tuple[bool, bool], Observed] = {}
+        self._means: dict[bool, Means] = {}
 
     def build(self, setting: Setting, ties: Batches = ()) -> QuantizedProgram | None:
         """The program, or None where there is nothing to equalize."""
@@ -196,8 +220,12 @@ class _Bench:
             return None
         observed = self.observed(setting)
         self.step(f"trying {setting.observer}")
-        samples = self.samples if setting.corrected else ()
-        return build(observed, self.settings, setting.observer, samples, ties)
+        quantized = convert(observed, method=setting.observer, percentile=self.settings.percentile, ties=ties)
+        if not setting.corrected:
+            return quantized
+        if setting.equalized not in self._means:
+            self._means[setting.equalized] = _means(observed, self.samples)
+        return _corrected(quantized, self._means[setting.equalized], self.samples)
 
     def observed(self, setting: Setting) -> Observed:
         """Calibrated, and with compensated weights if the setting says so."""
