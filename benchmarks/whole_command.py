@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,8 +22,8 @@ from examples.photos import crops
 from torch import nn
 
 from benchmarks import data_cifar10, data_photos
-from benchmarks.machine import machine
-from benchmarks.networks import Floats, MissingDataError, efficientnet_lite0, resnet20
+from benchmarks.cases import run_cases
+from benchmarks.networks import Floats, efficientnet_lite0, resnet20
 
 RESULT = Path(__file__).parent / "results" / "whole_command.json"
 # What may differ between two runs: the report says when, where and how fast.
@@ -125,17 +124,7 @@ def _hashes(bundle: Path) -> dict[str, str]:
 
 def main() -> int:
     """Exit status 0 when every proof holds and the second run gave the same bytes."""
-    results: dict[str, Any] = {}
-    for case in CASES:
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                results[case.name] = measure(case, Path(folder))
-            except MissingDataError as missing:
-                print(f"{case.name}: skipped, {missing}", file=sys.stderr)
-                continue
-        print(case.name, json.dumps(results[case.name], indent=1), flush=True)
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps({"machine": machine(), "networks": results}, indent=1) + "\n")
+    results = run_cases(CASES, measure, RESULT)
     return 0 if all(r["held"] and r["identical"] for r in results.values()) else 1
 
 

@@ -6,10 +6,8 @@ real images that it never saw.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,10 +20,10 @@ from examples.photos import crops
 from torch import nn
 
 from benchmarks import data_cifar10, data_photos
+from benchmarks.cases import run_cases
 from benchmarks.engines import open_file, predict_all
-from benchmarks.machine import machine
 from benchmarks.measure import float_outputs, quality
-from benchmarks.networks import Floats, MissingDataError, efficientnet_lite0, resnet20
+from benchmarks.networks import Floats, efficientnet_lite0, resnet20
 
 RESULT = Path(__file__).parent / "results" / "without_data.json"
 
@@ -103,18 +101,8 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
 
 def main() -> int:
     """Exit status 0 when every bar that could be tried holds."""
-    results: dict[str, Any] = {}
-    for case in CASES:
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                results[case.name] = measure(case, Path(folder))
-            except MissingDataError as missing:
-                print(f"{case.name}: skipped, {missing}", file=sys.stderr)
-                continue
-        print(case.name, json.dumps(results[case.name], indent=1))
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps({"machine": machine(), "networks": results}, indent=1) + "\n")
-    return 0 if all(result["held"] for result in results.values()) else 1
+    results = run_cases(CASES, measure, RESULT)
+    return 0 if all(r["held"] for r in results.values()) else 1
 
 
 if __name__ == "__main__":

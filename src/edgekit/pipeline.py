@@ -200,7 +200,7 @@ def _climb(job: _Job, settled: Settled, searched: Recipe) -> tuple[dict[str, Jud
             continue
         again, _ = _judge(job, settled, rung, slow)
         judged |= {name: _better(judged[name], j) for name, j in again.items()}
-    return judged, failures
+    return {name: _told(j, j) if j.slower else j for name, j in judged.items()}, failures
 
 
 def _judge(
@@ -251,8 +251,13 @@ def _baseline(
 def _better(before: Judged, after: Judged) -> Judged:
     """The faster of two lowerings of one format, with a note of the other."""
     best, other = (after, before) if after.faster_than(before) else (before, after)
-    twin = other.saved.path.with_name(f"float{SUFFIX[other.saved.format]}")
-    return replace(best, notes=(*before.notes, why_slower(other, twin)))
+    return _told(replace(best, notes=before.notes), other)
+
+
+def _told(judged: Judged, slow: Judged) -> Judged:
+    """With a note on what made a lowering slower than float."""
+    twin = slow.saved.path.with_name(f"float{SUFFIX[slow.saved.format]}")
+    return replace(judged, notes=(*judged.notes, why_slower(slow, twin)))
 
 
 def _for_targets(recipe: Recipe) -> Recipe:

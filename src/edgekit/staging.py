@@ -115,6 +115,31 @@ def lock_folder(folder: Path, *, wait: bool = False) -> int | None:
         directories cannot be locked.
     """
     try:
+        lock = _flock(folder, wait=wait)
+    except BlockingIOError:
+        return None
+    if lock is None or (folder.exists() and os.path.samestat(os.fstat(lock), folder.stat())):
+        return lock
+    unlock(lock)
+    return None
+
+
+def held_by_another(folder: Path) -> bool:
+    """Does another process hold the lock of a directory? False where directories cannot be locked."""
+    try:
+        unlock(_flock(folder, wait=False))
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _flock(folder: Path, *, wait: bool) -> int | None:
+    """A locked descriptor, or None where the directory is gone or directories cannot be locked.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+    """
+    try:
         import fcntl
 
         descriptor = os.open(folder, os.O_RDONLY)
@@ -122,31 +147,12 @@ def lock_folder(folder: Path, *, wait: bool = False) -> int | None:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        if os.path.samestat(os.fstat(descriptor), folder.stat()):
-            return descriptor
-    except OSError:
-        pass
-    os.close(descriptor)
-    return None
-
-
-def held_by_another(folder: Path) -> bool:
-    """Does another process hold the lock of a directory? False where directories cannot be locked."""
-    try:
-        import fcntl
-
-        descriptor = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
+    except OSError as error:
         os.close(descriptor)
-    return False
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return descriptor
 
 
 def unlock(lock: int | None) -> None:

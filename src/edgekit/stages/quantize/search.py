@@ -113,33 +113,30 @@ def search(
     bench = _Bench(program, settings, calibration, samples, (*settings.keep_float, *keep_float), step)
     reference = run_all(program.graph, scoring)
     trials: list[Trial] = []
-    best: tuple[Trial, QuantizedProgram] | None = None
 
     def attempt(setting: Setting) -> None:
-        nonlocal best
         candidate = bench.build(setting)
-        if candidate is None:
-            return
-        trial = Trial(setting, *_score(run_all(candidate.program.graph, scoring), reference))
-        trials.append(trial)
-        if best is None or trial.snr_db > best[0].snr_db:
-            best = trial, candidate
+        if candidate is not None:
+            trials.append(Trial(setting, *_score(run_all(candidate.program.graph, scoring), reference)))
 
     usual = {name: on if isinstance(on, bool) else first for name, on, first in _switches(settings)}
     for observer in settings.observers:
         attempt(Setting(observer, **usual))
     for name, on, _ in _switches(settings):
         if on == "try":
-            assert best is not None
             turned: dict[str, Any] = {name: not usual[name]}
-            attempt(replace(best[0].setting, **turned))
-    assert best is not None
-    trial, _ = best
+            attempt(replace(_best(trials).setting, **turned))
+    trial = _best(trials)
     step("moving sums off rounding ties")
     few = list(itertools.islice(_samples(iter(samples)), TIE_SAMPLES))
     settled = bench.build(trial.setting, ties=few)
     assert settled is not None
     return Choice(trial, settled, bench.observed(trial.setting), tuple(trials))
+
+
+def _best(trials: Sequence[Trial]) -> Trial:
+    """The first of those that are closest to float."""
+    return max(trials, key=lambda trial: trial.snr_db)
 
 
 def first_samples(program: Program, batches: Iterator[Batch]) -> Batches:
@@ -213,6 +210,7 @@ class _Bench:
         self.samples, self.keep_float, self.step = samples, keep_float, step
         self._observed: dict[tuple[bool, bool], Observed] = {}
         self._means: dict[bool, Means] = {}
+        self._equalized: tuple[Program, int] | None = None
 
     def build(self, setting: Setting, ties: Batches = ()) -> QuantizedProgram | None:
         """The program, or None where there is nothing to equalize."""
@@ -247,7 +245,11 @@ class _Bench:
         return observed
 
     def _source(self, *, equalized: bool) -> tuple[Program, int]:
-        return equalize(self.program) if equalized else (self.program, 0)
+        """The program to calibrate, and how many pairs of its layers were equalized."""
+        if not equalized:
+            return self.program, 0
+        self._equalized = self._equalized or equalize(self.program)
+        return self._equalized
 
 
 def _samples(batches: Iterator[Batch]) -> Iterator[Batch]:
