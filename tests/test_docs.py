@@ -16,6 +16,7 @@ from tests.support.sample_report import accepted
 from edgekit import recipe
 from edgekit.cli import app
 from edgekit.data.preprocessing import Preprocessing
+from edgekit.recipe.rules import RULES
 from edgekit_runtime import contract
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +55,10 @@ def toml_value(value: object) -> str:
 RECIPE_SECTIONS = {
     "": ("Top of the file", recipe.Recipe),
     "quantize": ("[quantize]", recipe.Quantize),
+    "prune": ("[prune]", recipe.Prune),
+    "train": ("[train]", recipe.Train),
+    "qat": ("[qat]", recipe.Qat),
+    "search": ("[search]", recipe.Search),
     "budget": ("[budget]", recipe.Budget),
     "model": ("[model]", recipe.ModelCard),
 }
@@ -65,7 +70,7 @@ def test_recipe_page_lists_every_key_with_its_default_and_its_rule(name: str) ->
     defaults = kind()
     expected = [
         [f"`{key}`", toml_value(_plain(getattr(defaults, key))), rule.expected]
-        for key, rule in recipe._RULES[name].items()
+        for key, rule in RULES[name].items()
     ]
 
     assert rows(section(page("recipe.md"), title)) == expected
