@@ -1,0 +1,1 @@
+"""Training on the grid: the quantized program itself becomes trainable, and what was trained becomes its integers."""
