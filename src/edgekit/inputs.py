@@ -36,6 +36,27 @@ DISTILLED_SAMPLES = 64
 
 
 @dataclass(frozen=True)
+class Training:
+    """Samples to train on, in any order that is asked for.
+
+    Attributes:
+        n: number of samples.
+        has_labels: batches carry labels.
+        batches: row numbers (int64, each in 0…n − 1, at most once) and a batch size → (inputs, labels or None).
+        sha256: of the samples.
+    """
+
+    n: int
+    has_labels: bool
+    batches: Callable[[NDArray[np.int64], int], Iterator[tuple[tuple[Array, ...], Array | None]]]
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"n is {self.n}, expected at least 1")
+
+
+@dataclass(frozen=True)
 class Inputs:
     """All inputs that the pipeline needs, streamed anew at each call.
 
@@ -49,6 +70,7 @@ class Inputs:
         labels: class names, or nothing.
         notes: sentences for the report.
         name: what the user calls the evaluation sample of a number, for messages.
+        training: samples to train on, None without any.
     """
 
     calibration: Callable[[], Iterator[Batch]]
@@ -60,6 +82,7 @@ class Inputs:
     labels: tuple[str, ...]
     notes: tuple[str, ...]
     name: Callable[[int], str]
+    training: Training | None = None
 
 
 def from_data(data: Data, program: Program) -> Inputs:
@@ -75,7 +98,14 @@ def from_data(data: Data, program: Program) -> Inputs:
         labels=data.labels or (),
         notes=data.notes,
         name=data.evaluation_name,
+        training=_training(data),
     )
+
+
+def _training(data: Data) -> Training | None:
+    if not data.n_training:
+        return None
+    return Training(data.n_training, data.training_has_labels, data.training, data.training_sha256)
 
 
 def from_model(program: Program, model_sha256: str, work: WorkDir, *, seed: int) -> Inputs:
@@ -170,6 +200,7 @@ def first(n: int, batches: Any) -> tuple[Array, ...]:
 
 __all__ = [
     "Inputs",
+    "Training",
     "batch_size",
     "first",
     "from_data",

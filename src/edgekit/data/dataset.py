@@ -1,4 +1,4 @@
-"""The one door for data: whatever the user has becomes calibration batches and evaluation batches."""
+"""The one door for data: whatever the user has becomes batches to calibrate, to train and to measure with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgekit.data.checks import check_batch
 from edgekit.data.folder import open_folder
 from edgekit.data.npz import open_npz, sets_of
 from edgekit.data.preprocessing import Preprocessing, default_for
-from edgekit.data.rows import Batch, Inputs, Rows, Sets
+from edgekit.data.rows import Batch, Inputs, Rows, Sets, in_windows
 from edgekit.data.stream import imported, open_stream
 from edgekit.errors import UsageError
 from edgekit_converters.program import TensorInfo
@@ -26,7 +26,7 @@ _SCAN = 64
 
 @dataclass(frozen=True)
 class Data:
-    """Calibration and evaluation samples, read in batches as often as wanted.
+    """Calibration, training and evaluation samples, read in batches as often as wanted.
 
     Attributes:
         inputs: of the model.
@@ -37,6 +37,8 @@ class Data:
         has_labels: evaluation batches carry labels.
         labels: class names, if the source knows them.
         notes: warnings and assumptions, for the report.
+        n_training: samples to train on; 0 where nobody asked for them or there are none.
+        training_has_labels: training batches carry labels.
     """
 
     inputs: tuple[TensorInfo, ...]
@@ -49,6 +51,9 @@ class Data:
     notes: tuple[str, ...]
     _calibration: tuple[Rows, np.ndarray] | None = field(repr=False)
     _evaluation: tuple[Rows, np.ndarray] | None = field(repr=False)
+    n_training: int = 0
+    training_has_labels: bool = False
+    _training: tuple[Rows, np.ndarray] | None = field(default=None, repr=False)
 
     def calibration(self, batch_size: int) -> Iterator[Inputs]:
         """Batches of inputs, checked, in the dtypes of the model.
@@ -66,6 +71,36 @@ class Data:
             UsageError: a batch does not fit the model.
         """
         yield from self._read(self._evaluation, batch_size)
+
+    def training(self, order: np.ndarray, batch_size: int) -> Iterator[Batch]:
+        """Batches of (inputs, labels or None) to train on, checked, in an order of your own.
+
+        Args:
+            order: numbers from 0 to `n_training` − 1, each at most once. A source that can be read in its own order
+                only is shuffled by this order within windows of some thousand samples.
+            batch_size: of all batches but the last one.
+
+        Raises:
+            UsageError: a batch does not fit the model.
+        """
+        if self._training is None:
+            return
+        rows, numbers = self._training
+        chosen = numbers[order]
+        if rows.any_order:
+            yield from self._read((rows, chosen), batch_size)
+            return
+        for raw, labels in in_windows(rows, chosen, batch_size):
+            ready = _prepared(raw, self.inputs, self.preprocessing)
+            yield check_batch(ready, self.inputs, rows.where, "sample {} of a shuffled batch".format), labels
+
+    @cached_property
+    def training_sha256(self) -> str:
+        """Of the training samples and labels before preprocessing; "" without any."""
+        if self._training is None:
+            return ""
+        rows, numbers = self._training
+        return rows.digest(np.sort(numbers))
 
     def evaluation_name(self, sample: int) -> str:
         """What the user calls the evaluation sample of this number, counted over all batches.
@@ -129,8 +164,9 @@ def open_data(
     preprocessing: Preprocessing | None,
     seed: int,
     calibration_size: int = 256,
+    training: bool = False,
 ) -> Data:
-    """Open data of any kind and set calibration and evaluation apart.
+    """Open data of any kind and set calibration, training and evaluation apart.
 
     Args:
         spec: an `.npz`, a folder of class folders of images, "module:callable"; or in Python a dict of
@@ -140,9 +176,11 @@ def open_data(
         preprocessing: for images; None takes arrays as they are and assumes the usual for folders.
         seed: decides which samples calibrate.
         calibration_size: at most so many samples calibrate.
+        training: samples to train on are wanted: those that the source names as such, else, of one set only, four
+            in five of its samples.
 
     Returns:
-        The data; with one set only, no sample serves both purposes.
+        The data; with one set only, no sample is measured that calibrates or is trained on.
 
     Raises:
         UsageError: it cannot be read, is empty, or does not fit the model.
@@ -160,7 +198,7 @@ def open_data(
         preprocessing, note = default_for(_image_input(wanted).shape)
         notes = (note,)
     sets = _open(spec, wanted, preprocessing)
-    calibration, evaluation, more = _set_apart(sets, seed, calibration_size)
+    calibration, evaluation, trained, more = _set_apart(sets, seed, calibration_size, training=training)
     notes += sets.notes + more
     data = Data(
         inputs=wanted,
@@ -173,6 +211,9 @@ def open_data(
         notes=notes,
         _calibration=calibration,
         _evaluation=evaluation,
+        n_training=0 if trained is None else len(trained[1]),
+        training_has_labels=trained is not None and trained[0].has_labels,
+        _training=trained,
     )
     _scan(data)
     return data
@@ -224,11 +265,14 @@ def _image_input(inputs: tuple[TensorInfo, ...]) -> TensorInfo:
     return inputs[0]
 
 
+Part = tuple[Rows, np.ndarray]
+
+
 def _set_apart(
-    sets: Sets, seed: int, size: int
-) -> tuple[tuple[Rows, np.ndarray], tuple[Rows, np.ndarray], tuple[str, ...]]:
-    """Choose the rows: which calibrate, which are measured."""
-    for rows in (sets.evaluation, sets.calibration):
+    sets: Sets, seed: int, size: int, *, training: bool
+) -> tuple[Part, Part, Part | None, tuple[str, ...]]:
+    """Choose the rows: which calibrate, which are measured, which are trained on."""
+    for rows in (sets.evaluation, sets.calibration, sets.training):
         if rows is not None and rows.count == 0:
             raise UsageError(f"{rows.where}: no samples", expected="at least one", way_out="Check the data.")
     random = np.random.default_rng(seed)
@@ -238,18 +282,39 @@ def _set_apart(
         order = np.sort(random.permutation(count)[: min(size, count)])
         shared = sets.calibration.prints(order) & sets.evaluation.prints(everything)
         note = f"{len(shared)} of {len(order)} calibration samples are in the evaluation set, too"
-        notes = (note,) if shared else ()
-        return (sets.calibration, order), (sets.evaluation, everything), notes
+        trained, more = _to_train_on(sets) if training else (None, ())
+        notes = ((note,) if shared else ()) + more
+        return (sets.calibration, order), (sets.evaluation, everything), trained, notes
     if sets.evaluation.count == 1:
         only = "there is one sample only: it calibrates and is measured"
-        return (sets.evaluation, everything), (sets.evaluation, everything), (only,)
+        return (sets.evaluation, everything), (sets.evaluation, everything), None, (only,)
     shuffled = random.permutation(sets.evaluation.count)
+    if training:
+        return _share_out(sets.evaluation, shuffled, size)
     count = min(size, sets.evaluation.count // 2)
     return (
         (sets.evaluation, np.sort(shuffled[:count])),
         (sets.evaluation, np.sort(shuffled[count:])),
+        None,
         (),
     )
+
+
+def _to_train_on(sets: Sets) -> tuple[Part, tuple[str, ...]]:
+    """The training set; where there is none, all of the calibration set."""
+    if sets.training is not None:
+        return (sets.training, np.arange(sets.training.count)), ()
+    assert sets.calibration is not None
+    note = f"there is no training set: the {sets.calibration.count} samples for calibration are trained on"
+    return (sets.calibration, np.arange(sets.calibration.count)), (note,)
+
+
+def _share_out(rows: Rows, shuffled: np.ndarray, size: int) -> tuple[Part, Part, Part, tuple[str, ...]]:
+    """One set for everything: a fifth is measured, the rest is trained on, and some of that calibrates."""
+    count = max(1, len(shuffled) // 5)
+    measured, trained = np.sort(shuffled[:count]), np.sort(shuffled[count:])
+    note = f"of {rows.count} samples, {len(trained)} were taken for training and {count} to measure on"
+    return (rows, np.sort(shuffled[count:][:size])), (rows, measured), (rows, trained), (note,)
 
 
 def _scan(data: Data) -> None:

@@ -14,7 +14,8 @@ from edgekit.errors import UsageError
 from edgekit_converters.program import TensorInfo
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-_CALIBRATION = ("calibration", "calib", "train", "training")
+_TRAINING = ("train", "training")
+_CALIBRATION = ("calibration", "calib", *_TRAINING)
 _EVALUATION = ("evaluation", "eval", "val", "validation", "test")
 
 
@@ -38,14 +39,17 @@ def open_folder(path: Path, info: TensorInfo, preprocessing: Preprocessing) -> S
             way_out="pip install pillow, or pass the inputs as an .npz.",
         ) from error
     parts = {child.name.lower(): child for child in _folders(path)}
-    calibration = next((parts[name] for name in _CALIBRATION if name in parts), None)
-    evaluation = next((parts[name] for name in _EVALUATION if name in parts), None)
-    if calibration is not None and evaluation is not None:
-        classes = sorted({c.name for part in (calibration, evaluation) for c in _folders(part)})
-        sets = [_rows(part, classes, info, preprocessing) for part in (calibration, evaluation)]
-        return Sets(sets[0], sets[1], tuple(classes))
-    classes = sorted(child.name for child in _folders(path))
-    return Sets(None, _rows(path, classes, info, preprocessing), tuple(classes))
+    calibration, training, evaluation = (
+        next((parts[name] for name in names if name in parts), None)
+        for names in (_CALIBRATION, _TRAINING, _EVALUATION)
+    )
+    if calibration is None or evaluation is None:
+        classes = sorted(child.name for child in _folders(path))
+        return Sets(None, _rows(path, classes, info, preprocessing), labels=tuple(classes))
+    chosen = [part for part in (calibration, evaluation, training) if part is not None]
+    classes = sorted({c.name for part in chosen for c in _folders(part)})
+    rows = {part: _rows(part, classes, info, preprocessing) for part in set(chosen)}
+    return Sets(rows[calibration], rows[evaluation], rows[training] if training else None, tuple(classes))
 
 
 def _folders(path: Path) -> list[Path]:
@@ -79,7 +83,15 @@ def _rows(path: Path, classes: list[str], info: TensorInfo, preprocessing: Prepr
     def name(row: int) -> str:
         return str(files[row][0].relative_to(path))
 
-    return Rows(len(files), batches, has_labels=True, where=str(path), name=name, prints=prints)
+    def digest(order: np.ndarray) -> str:
+        total = hashlib.sha256()
+        for i in order:
+            total.update(f"{files[i][1]}:".encode() + hashlib.sha256(files[i][0].read_bytes()).digest())
+        return total.hexdigest()
+
+    return Rows(
+        len(files), batches, has_labels=True, where=str(path), name=name, prints=prints, digest=digest
+    )
 
 
 def _image(file: Path, info: TensorInfo, preprocessing: Preprocessing) -> np.ndarray:

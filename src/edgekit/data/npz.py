@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.data.rows import Batch, Rows, Sets
+from edgekit.data.rows import Batch, Rows, Sets, digest_of
 from edgekit.errors import UsageError
 from edgekit_converters.program import TensorInfo
 
@@ -102,7 +102,9 @@ def sets_of(arrays: Mapping[str, Any], inputs: Sequence[TensorInfo], where: str)
     if evaluation is None:
         evaluation, calibration = calibration, None
     assert evaluation is not None
-    return Sets(calibration, evaluation)
+    # A set that is measured on as there is no other is shared out by the caller.
+    training = named["train_"] if named["train_"] is not evaluation else None
+    return Sets(calibration, evaluation, training)
 
 
 def _rows(arrays: Mapping[str, Any], prefix: str, inputs: Sequence[TensorInfo], where: str) -> Rows | None:
@@ -130,7 +132,15 @@ def _rows(arrays: Mapping[str, Any], prefix: str, inputs: Sequence[TensorInfo], 
     def prints(order: np.ndarray) -> set[bytes]:
         return {_digest([c[i] for c in columns]) for i in order}
 
-    return Rows(lengths[0], batches, labels is not None, f"{where} ({prefix}x)", "row {}".format, prints)
+    return Rows(
+        lengths[0],
+        batches,
+        labels is not None,
+        f"{where} ({prefix}x)",
+        "row {}".format,
+        prints,
+        digest=lambda order: digest_of(batches(order, 1024)),
+    )
 
 
 def _inputs_of(arrays: Mapping[str, Any], prefix: str, inputs: Sequence[TensorInfo]) -> list[Any] | None:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from edgekit.data.rows import Batch, Inputs, Rows, Sets
+from edgekit.data.rows import Batch, Inputs, Rows, Sets, digest_of
 from edgekit.errors import UsageError
 from edgekit_converters.program import TensorInfo
 
@@ -91,7 +91,19 @@ def open_stream(source: Source, inputs: Sequence[TensorInfo], where: str) -> Set
                 found.add(digest.digest())
         return found
 
-    return Sets(None, Rows(count, batches, labelled, where, "sample {} of the stream".format, prints))
+    return Sets(
+        None,
+        Rows(
+            count,
+            batches,
+            labelled,
+            where,
+            "sample {} of the stream".format,
+            prints,
+            digest=lambda order: digest_of(batches(order, 256)),
+            any_order=False,
+        ),
+    )
 
 
 def _passes(source: Source, inputs: Sequence[TensorInfo], where: str) -> Iterator[Batch]:
