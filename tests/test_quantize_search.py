@@ -77,7 +77,7 @@ def test_weights_alone_are_the_integers_of_the_chosen_grid() -> None:
     choice, _ = searched(source, settings)
 
     alone = weights_only(
-        source, settings, choice.best.setting, iter([noise(source, 16, s) for s in range(3)])
+        source, settings, choice.best.setting, lambda: iter([noise(source, 16, s) for s in range(3)])
     )
 
     chosen, found = integers(choice.program), integers(alone)

@@ -29,6 +29,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "fast": {
             "observers": ("minmax",),
             "equalize": False,
+            "smooth": False,
             "compensation": False,
             "bias_correction": False,
             "damage": False,
@@ -37,6 +38,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "balanced": {
             "observers": ("minmax", "percentile", "mse"),
             "equalize": False,
+            "smooth": "try",
             "compensation": "try",
             "bias_correction": "try",
             "damage": True,
@@ -45,6 +47,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "max": {
             "observers": OBSERVERS,
             "equalize": "try",
+            "smooth": "try",
             "compensation": "try",
             "bias_correction": "try",
             "damage": True,
@@ -177,6 +180,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
         "observers": _some_of(*OBSERVERS),
         "percentile": _number(50, 100, open_low=True),
         "equalize": _flag("try"),
+        "smooth": _flag("try"),
         "compensation": _flag("try"),
         "bias_correction": _flag("try"),
         "damage": _flag(),

@@ -19,6 +19,8 @@ class Quantize:
         observers: range observers to try, from `OBSERVERS`; the grid closest to float on calibration inputs is kept.
         percentile: share of the activations inside the range, in percent, for the `percentile` observer.
         equalize: cross-layer equalization: on, off, or "try" both.
+        smooth: outlier channels of activations are moved into the weights that read them (SmoothQuant): on, off, or
+            "try" both, by several amounts.
         compensation: weights are rounded so that their errors make good for one another (GPTQ): on, off, or "try" both.
         bias_correction: on, off, or "try" both.
         damage: measure for every layer what quantizing it alone does to the output.
@@ -30,6 +32,7 @@ class Quantize:
     observers: tuple[str, ...] = PRESETS["balanced"]["observers"]
     percentile: float = 99.99
     equalize: bool | str = PRESETS["balanced"]["equalize"]
+    smooth: bool | str = PRESETS["balanced"]["smooth"]
     compensation: bool | str = PRESETS["balanced"]["compensation"]
     bias_correction: bool | str = PRESETS["balanced"]["bias_correction"]
     damage: bool = PRESETS["balanced"]["damage"]

@@ -17,7 +17,7 @@ from edgekit.recipe import Recipe
 from edgekit.report import LayerResult
 from edgekit.stages.quantize.apply import grids
 from edgekit.stages.quantize.plan import BY_NAME, elementwise
-from edgekit.stages.quantize.search import Choice, Setting, search, weights_only
+from edgekit.stages.quantize.search import Choice, Setting, rebuild, search, weights_only
 from edgekit.stages.quantize.sensitivity import damage, describe_layers, layer_snr
 from edgekit.workdir import WorkDir, stage_key
 from edgekit_converters.parity import run_reference
@@ -148,30 +148,21 @@ def settle_rung(
 
     def make(folder: Path) -> dict[str, Any]:
         if rung == ISLANDS:
-            quantized = _islands(settled, program, inputs, recipe, step)
+            quantized = rebuild(
+                program,
+                recipe.quantize,
+                settled.setting,
+                inputs.calibration,
+                keep_float=settled.islands,
+                step=step,
+            )
         else:
-            quantized = weights_only(program, recipe.quantize, settled.setting, inputs.calibration())
+            quantized = weights_only(program, recipe.quantize, settled.setting, inputs.calibration)
         save_program(quantized, folder / file)
         return {}
 
     folder, _, _ = work.stage(Path(file).stem, stage_key(rung, settled.key), make)
     return replace(settled, variants={**settled.variants, rung: _variant(rung, folder)})
-
-
-def _islands(
-    settled: Settled, program: Program, inputs: Inputs, recipe: Recipe, step: Callable[[str], None]
-) -> QuantizedProgram:
-    setting = settled.setting
-    settings = replace(
-        recipe.quantize,
-        observers=(setting.observer,),
-        equalize=setting.equalized,
-        compensation=setting.compensated,
-        bias_correction=setting.corrected,
-    )
-    judged = scoring(inputs)
-    kept = settled.islands
-    return search(program, settings, inputs.calibration, judged, keep_float=kept, step=step).program
 
 
 def _variant(name: str, folder: Path) -> Variant:
