@@ -1,0 +1,193 @@
+"""Follows every axis through the graph: what can be removed, and what must go together with what.
+
+The dependencies are read from the ATen graph itself and not from an autograd trace: the graph shows shapes,
+slices and padding, which decide what a narrower channel count breaks.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch.fx import GraphModule, Interpreter, Node
+
+from edgekit.stages.prune.context import Context, Layer, Value, arguments
+from edgekit.stages.prune.layers import LAYERS, elementwise, nothing, refused
+from edgekit.stages.prune.movement import MOVEMENT, getitem
+from edgekit.stages.prune.units import FIXED, Atoms, Axes, Labels
+from edgekit_converters.program import Program
+
+RULES: Final = {**LAYERS, **MOVEMENT}
+# Results that are numbers and not tensors.
+NUMBERS: Final = frozenset({"sym_size", "numel", "item", "_local_scalar_dense"})
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What can be removed from a program.
+
+    Every array holds a unit number per position; `FIXED` (-1) where the position stays.
+
+    Attributes:
+        n_units: how many there are.
+        parameters: (target of a weight or constant, axis) to the units along it.
+        reads: those axes whose positions belong to what a layer reads.
+        nodes: node name to the units along each axis of what it gives; a list for several results.
+        shapes: node name to shape or shapes, at batch one.
+        layers: what costs time; their `axes` hold units.
+        refused: weight to the reason why its outputs stay.
+    """
+
+    n_units: int
+    parameters: Mapping[tuple[str, int], Labels]
+    reads: frozenset[tuple[str, int]]
+    nodes: Mapping[str, Value]
+    shapes: Mapping[str, Any]
+    layers: tuple[Layer, ...]
+    refused: Mapping[str, str]
+
+    def results(self, name: str) -> list[tuple[Axes, tuple[int, ...]]]:
+        """Units and shape of everything that a node gives."""
+        axes, shapes = self.nodes[name], self.shapes[name]
+        if isinstance(axes, list):
+            return list(zip(axes, shapes, strict=True))
+        return [(axes, shapes)]
+
+
+def trace(program: Program) -> Structure:
+    """Find the units of a program.
+
+    Where a reshape splits an axis into parts, such as heads and their width, the first part is followed along which
+    anything can be removed: heads before their width.
+
+    Args:
+        program: float, not cleaned: batch norms may still be there.
+    """
+    shapes = _shapes(program)
+    choices: dict[str, int] = {}
+    best = _walk(program.graph, shapes, choices)
+    for key, parts in best.splits.items():
+        for number in range(1, parts):
+            if _free_along(best, key):
+                break
+            choices[key] = number
+            best = _walk(program.graph, shapes, choices)
+    return _structure(best)
+
+
+def _walk(graph: GraphModule, shapes: Mapping[str, Any], choices: Mapping[str, int]) -> Context:
+    context = Context(Atoms(), shapes, choices)
+    shared: dict[int, Axes] = {}
+    for node in graph.graph.nodes:
+        context.values[node.name] = _value(context, node, graph, shared)
+    return context
+
+
+def _value(t: Context, node: Node, graph: GraphModule, shared: dict[int, Axes]) -> Value:
+    if node.op == "get_attr":
+        return _constant(t, node, graph, shared)
+    if node.op == "output":
+        return refused(t, node, "what the model gives")
+    if node.target is operator.getitem:
+        return getitem(t, node)
+    if isinstance(node.target, torch._ops.OpOverload):
+        return _operation(t, node, node.target)
+    return nothing(t, node)  # an input, or arithmetic on sizes
+
+
+def _operation(t: Context, node: Node, op: torch._ops.OpOverload) -> Value:
+    name = op._schema.name.split("::")[1]
+    if name in NUMBERS:
+        return ()
+    if name in RULES:
+        return RULES[name](t, node, arguments(node))
+    if torch.Tag.pointwise in op.tags:
+        return elementwise(t, node, [n for n in node.all_input_nodes if isinstance(t.shapes[n.name], tuple)])
+    return refused(t, node, f"aten.{name} is not known to pruning")
+
+
+def _constant(t: Context, node: Node, graph: GraphModule, shared: dict[int, Axes]) -> Axes:
+    """Fresh labels on every axis; a tensor that is used twice has them once."""
+    target = str(node.target)
+    tensor = _tensor(graph, target)
+    if id(tensor) not in shared:
+        shared[id(tensor)] = tuple(t.atoms.fresh(n) if n > 1 else None for n in tensor.shape)
+    axes = shared[id(tensor)]
+    t.parameters |= {(target, k): labels for k, labels in enumerate(axes) if labels is not None}
+    return axes
+
+
+def _tensor(graph: GraphModule, target: str) -> torch.Tensor:
+    owner, _, name = target.rpartition(".")
+    found = getattr(graph.get_submodule(owner), name)
+    assert isinstance(found, torch.Tensor)
+    return found
+
+
+class _Shapes(Interpreter):  # type: ignore[misc]
+    """Runs the program once and keeps the shape of everything."""
+
+    def __init__(self, graph: GraphModule) -> None:
+        super().__init__(graph)
+        self.seen: dict[str, Any] = {}
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        several = isinstance(result, (tuple, list)) and n.op != "output"
+        self.seen[n.name] = (
+            [tuple(r.shape) for r in result] if several else tuple(getattr(result, "shape", ()))
+        )
+        return result
+
+
+def _shapes(program: Program) -> dict[str, Any]:
+    run = _Shapes(program.graph)
+    with torch.no_grad():
+        run.run(*program.example)
+    return run.seen
+
+
+def _removable(t: Context) -> list[Labels]:
+    """Atoms along the outputs of layers: where there is no weight, there is nothing to save."""
+    return [layer.axes[0] for layer in t.layers if layer.weight and layer.axes]
+
+
+def _free_along(t: Context, key: str) -> bool:
+    """Can one position of a split be removed and another one stay?"""
+    unit, _ = t.atoms.units(_removable(t))
+    along = unit[t.followed[key]]
+    return len(np.unique(along[along != FIXED])) > 1
+
+
+def _structure(t: Context) -> Structure:
+    unit, pinned = t.atoms.units(_removable(t))
+    roots = t.atoms.roots()
+
+    def numbered(value: Value) -> Value:
+        if isinstance(value, list):
+            return [tuple(None if a is None else unit[a] for a in axes) for axes in value]
+        return tuple(None if a is None else unit[a] for a in value)
+
+    refused: dict[str, str] = {}
+    for layer in t.layers:
+        if layer.weight and layer.axes and (unit[layer.axes[0]] == FIXED).all():
+            refused[layer.weight] = pinned.get(int(roots[layer.axes[0][0]]), "all of its channels are joined")
+    layers = tuple(replace(layer, axes=tuple(unit[a] for a in layer.axes)) for layer in t.layers)
+    return Structure(
+        n_units=int(unit.max(initial=FIXED)) + 1,
+        parameters={key: unit[labels] for key, labels in t.parameters.items()},
+        reads=frozenset(t.reads),
+        nodes={name: numbered(value) for name, value in t.values.items()},
+        shapes=t.shapes,
+        layers=layers,
+        refused=refused,
+    )
+
+
+def keep_all(structure: Structure) -> np.ndarray:
+    """A mask that removes nothing: one bool per unit and a last one that `FIXED` selects."""
+    return np.ones(structure.n_units + 1, bool)
