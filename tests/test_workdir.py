@@ -181,3 +181,41 @@ def test_a_run_that_failed_lets_the_next_one_in(tmp_path: Path) -> None:
         run(resume=False)
     with pytest.raises(ValueError, match="edgekit"):
         run(resume=True)
+
+
+def test_a_scratch_folder_outlives_an_interrupt_and_goes_with_everything_else(tmp_path: Path) -> None:
+    def training(folder: Path) -> dict[str, object]:
+        (work.scratch("train", "t" * 64) / "epoch").write_text("3")
+        raise KeyboardInterrupt
+
+    work = WorkDir(tmp_path / "out", resume=False)
+    with pytest.raises(KeyboardInterrupt):
+        work.stage("train", "t" * 64, training)
+    work.release()
+    again = WorkDir(tmp_path / "out", resume=True)
+    assert (again.scratch("train", "t" * 64) / "epoch").read_text() == "3"
+    assert list(again.scratch("train", "u" * 64).iterdir()) == []
+    assert not again.stage("train", "t" * 64, Maker())[2], "a scratch folder is no finished stage"
+    again.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scratch_folder_is_gone_without_resume(tmp_path: Path) -> None:
+    with WorkDir(tmp_path / "out", resume=False) as work:
+        (work.scratch("train", "t" * 64) / "epoch").write_text("3")
+    work = WorkDir(tmp_path / "out", resume=False)
+    assert list(work.scratch("train", "t" * 64).iterdir()) == []
+
+
+def test_a_scratch_folder_is_held_against_other_runs(tmp_path: Path) -> None:
+    with WorkDir(tmp_path / "out", resume=False) as work:
+        work.scratch("train", "t" * 64)
+        with pytest.raises(UsageError, match="another `edgekit compress` is at work"):
+            WorkDir(tmp_path / "out", resume=True)
+
+
+def test_a_scratch_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".out.edgekit").write_text("in the way")
+    with pytest.raises(UsageError, match=r"train-tttt.*\.scratch") as caught:
+        WorkDir(tmp_path / "out", resume=True).scratch("train", "t" * 64)
+    assert "-o" in caught.value.way_out

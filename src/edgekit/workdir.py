@@ -21,7 +21,8 @@ class WorkDir:
     """A hidden folder beside the output that holds one folder per finished stage.
 
     A stage is named by a key: the hash of everything that its result depends on. A folder without its marker
-    was interrupted and is made again.
+    was interrupted and is made again. What a long stage wants to find again after an interrupt, it keeps in a
+    scratch folder.
 
     The folder is locked by the process that works in it, from its first stage to `release` or the end of `with`.
 
@@ -88,11 +89,7 @@ class WorkDir:
         if marker.exists():
             found: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
             return folder, found, True
-        if self._lock is None:
-            # What stands in the way is reported by the stage itself.
-            with contextlib.suppress(OSError):
-                self.path.mkdir(parents=True, exist_ok=True)
-                self._lock = lock_folder(self.path)
+        self._hold()
         try:
             return folder, _make(folder, make), False
         except OSError as error:
@@ -108,6 +105,34 @@ class WorkDir:
                 shutil.rmtree(folder, ignore_errors=True)
                 self._remove_if_empty()
 
+    def scratch(self, name: str, key: str) -> Path:
+        """Give a folder for work in progress, such as the checkpoints of a training.
+
+        It stays as it was left by an interrupt, a failure or a power cut, until `remove`, or until a run that does
+        not resume. What is in it may be half written, unless its writer saw to that.
+
+        Args:
+            name: for people.
+            key: from `stage_key`: what is found again was made for the same work.
+
+        Returns:
+            The folder, which exists.
+
+        Raises:
+            UsageError: it cannot be made.
+        """
+        self._hold()
+        folder = self.path / f"{name}-{key[:16]}.scratch"
+        _make_folder(folder, exist_ok=True)
+        return folder
+
+    def _hold(self) -> None:
+        """Make and lock the folder; what stands in the way is reported by whoever writes there."""
+        if self._lock is None:
+            with contextlib.suppress(OSError):
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._lock = lock_folder(self.path)
+
     def remove(self) -> None:
         """Everything is in the bundle now, or nothing will be."""
         shutil.rmtree(self.path, ignore_errors=True)
@@ -121,14 +146,7 @@ class WorkDir:
 def _make(folder: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """Run a stage in an empty folder; the marker comes last, by one rename."""
     shutil.rmtree(folder, ignore_errors=True)
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise UsageError(
-            f"{folder}: {error.strerror}",
-            expected="a place beside the output that can be written, for the work of this run",
-            way_out="Choose another place with -o.",
-        ) from error
+    _make_folder(folder, exist_ok=False)
     facts = make(folder)
     temporary = folder / f"{_DONE}.part"
     with temporary.open("w", encoding="utf-8") as f:
@@ -137,6 +155,17 @@ def _make(folder: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any
         os.fsync(f.fileno())
     temporary.replace(folder / _DONE)
     return facts
+
+
+def _make_folder(folder: Path, *, exist_ok: bool) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=exist_ok)
+    except OSError as error:
+        raise UsageError(
+            f"{folder}: {error.strerror}",
+            expected="a place beside the output that can be written, for the work of this run",
+            way_out="Choose another place with -o.",
+        ) from error
 
 
 def stage_key(*parts: Any) -> str:

@@ -56,12 +56,12 @@ class Trainable(nn.Module):  # type: ignore[misc]
     Args:
         net: gives the outputs and the tapped tensors as two tuples.
         taps: names of the tapped nodes.
-        batched: which outputs have a batch on axis 0; None where the graph takes any batch size.
+        one_by_one: the graph takes one sample at a time.
     """
 
-    def __init__(self, net: GraphModule, taps: tuple[str, ...], batched: tuple[bool, ...] | None) -> None:
+    def __init__(self, net: GraphModule, taps: tuple[str, ...], *, one_by_one: bool) -> None:
         super().__init__()
-        self.net, self.taps, self._batched = net, taps, batched
+        self.net, self.taps, self._one_by_one = net, taps, one_by_one
 
     def forward(self, *inputs: Tensor) -> tuple[Outputs, Taps]:
         """Run the network.
@@ -72,7 +72,7 @@ class Trainable(nn.Module):  # type: ignore[misc]
         Returns:
             The outputs of the program, and the tapped tensors by name of their node.
         """
-        if self._batched is None:
+        if not self._one_by_one:
             outputs, tapped = self.net(*inputs)
             return outputs, dict(zip(self.taps, tapped, strict=True))
         rows = [self.net(*(x[i : i + 1] for x in inputs)) for i in range(len(inputs[0]))]
@@ -151,8 +151,9 @@ def trainable(program: Program, taps: Sequence[str] = (), device: str | torch.de
     _tap(net, tuple(taps))
     graph.lint()
     net.recompile()
-    batched = tuple(info.batch for info in program.outputs) if fixed else None
-    return Trainable(net, tuple(taps), batched).to(device).eval()
+    module = Trainable(net, tuple(taps), one_by_one=fixed)
+    module.to(device).eval()
+    return module
 
 
 def _follow_mode(net: GraphModule, node: Node, *, fixed: bool) -> None:
