@@ -34,16 +34,15 @@ def known_weights(graph: GraphModule, float_program: Program) -> dict[str, Tenso
     layers = {n.name: n for n in float_program.graph.graph.nodes}
     found: dict[str, Tensor] = {}
     for node in graph.graph.find_nodes(op="call_function", target=CHANNELWISE):
-        reader: Node
         for reader in node.users:
             twin = layers.get(reader.name)
             if twin is None or twin.target is not reader.target:
                 continue
-            for mine, theirs in zip(_flat(reader), _flat(twin), strict=False):
-                if mine is node and isinstance(theirs, Node) and theirs.op == "get_attr":
-                    weight = constant_of(float_program.graph, theirs)
-                    if _explains(weight, graph, node):
-                        found[node.name] = weight
+            source = _at_the_place_of(node, reader, twin)
+            if source is not None and source.op == "get_attr":
+                weight = constant_of(float_program.graph, source)
+                if _explains(weight, graph, node):
+                    found[node.name] = weight
     return found
 
 
@@ -68,8 +67,15 @@ def inside_cells(known: Tensor | None, integers: Tensor, scales: Tensor, axis: i
     return torch.minimum(torch.maximum(known / steps, middle - INSIDE), middle + INSIDE) * steps
 
 
+def _at_the_place_of(node: Node, reader: Node, twin: Node) -> Node | None:
+    """The argument of `twin` where `reader` has `node`; inside lists, too."""
+    for mine, theirs in zip(_flat(reader), _flat(twin), strict=False):
+        if mine is node:
+            return theirs if isinstance(theirs, Node) else None
+    return None
+
+
 def _flat(node: Node) -> Iterator[object]:
-    """The arguments of a node, those inside lists too."""
     for arg in node.args:
         yield from arg if isinstance(arg, (list, tuple)) else (arg,)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from edgekit.inputs import Batch
 from edgekit.stages.qat import fake
 from edgekit.stages.qat.masters import inside_cells, known_weights
 from edgekit.stages.qat.steps import DEQUANTIZE, QUANTIZE, families
 from edgekit.stages.quantize.bias import constant_of, round_biases
 from edgekit.stages.quantize.rules import RECURRENT, WEIGHT_AXIS, aten
+from edgekit.stages.quantize.ties import avoid_ties
 from edgekit_converters.program import Grid, Program, QuantizedProgram
 
 CHANNELWISE: Final = torch.ops.quantized_decomposed.dequantize_per_channel.default
@@ -39,7 +41,7 @@ class Weight:
         axis: of its channels.
         limit: largest integer.
         share: name of the parameter in the module.
-        growth: name of the parameter that its scales follow.
+        growth: name of the parameter that its scales follow; None where they stay.
     """
 
     integers: str
@@ -47,7 +49,7 @@ class Weight:
     axis: int
     limit: int
     share: str
-    growth: str
+    growth: str | None
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def on_grid(
         quantized: where training starts; it is not changed.
         float_program: where its weights came from, if known; they decide where in the cell of its integer a master
             weight begins.
-        learned_steps: scales of activations are parameters, too.
+        learned_steps: scales are parameters, too, but for those that kernels demand.
         device: to train on; tensors that the graph makes are made there, too.
     """
     graph = copy.deepcopy(quantized.program.graph)
@@ -112,7 +114,7 @@ def on_grid(
     weights = {
         weight.integers: weight
         for node in graph.graph.find_nodes(op="call_function", target=CHANNELWISE)
-        if (weight := _train_weight(graph, node, known.get(node.name)))
+        if (weight := _train_weight(graph, node, known.get(node.name), learned=learned_steps))
     }
     steps = _train_steps(graph) if learned_steps else {}
     _replace_pairs(graph, steps)
@@ -127,12 +129,13 @@ def on_grid(
     return module
 
 
-def to_quantized(module: OnGrid, like: QuantizedProgram) -> QuantizedProgram:
+def to_quantized(module: OnGrid, like: QuantizedProgram, *, ties: Sequence[Batch] = ()) -> QuantizedProgram:
     """The quantized program that a module has become.
 
     Args:
         module: made from `like` by `on_grid`; it is not changed.
         like: is not changed.
+        ties: a few inputs on which learned scales of sums are moved off rounding ties; none leaves them.
 
     Returns:
         The same graph with other integers, biases on their grid, and the scales that were learned.
@@ -141,10 +144,11 @@ def to_quantized(module: OnGrid, like: QuantizedProgram) -> QuantizedProgram:
     trained = {name: value.detach().cpu() for name, value in module.graph.state_dict().items()}
     with torch.no_grad():
         for weight in module.parts.weights:
-            growth = trained[weight.growth]
+            growth = trained[weight.growth] if weight.growth else None
             integers = fake.channel_integers(trained[weight.share], growth, weight.axis, weight.limit)
             _tensor(graph, weight.integers).copy_(integers)
-            _tensor(graph, weight.scales).mul_(growth.exp())
+            if growth is not None:
+                _tensor(graph, weight.scales).mul_(growth.exp())
         for name, (share, unit) in module.parts.floats.items():
             _tensor(graph, name).copy_(fake.in_units(trained[share], trained[unit]))
     for node in graph.graph.find_nodes(op="call_function", target=QUANTIZE):
@@ -152,11 +156,22 @@ def to_quantized(module: OnGrid, like: QuantizedProgram) -> QuantizedProgram:
             scale = fake.grown_scale(float(node.args[1]), trained[module.parts.steps[node.name]])
             for step in (node, *node.users):
                 step.update_arg(1, scale)
+    if ties and module.parts.steps:
+        _avoid_ties(graph, ties)
     round_biases(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     inputs, outputs = ends(graph)
     return replace(like, program=replace(like.program, graph=graph), input_grids=inputs, output_grids=outputs)
+
+
+def _avoid_ties(graph: GraphModule, ties: Sequence[Batch]) -> None:
+    """Move learned scales of sums off rounding ties, but for those on which other scales depend by a ratio."""
+    found = families(graph)
+    nodes = {n.name: n for n in graph.graph.find_nodes(op="call_function", target=QUANTIZE)}
+    group = {str(node.args[0]): found.root[name] for name, node in nodes.items()}
+    bound = {root for name, root in found.root.items() if nodes[name].args[1] != nodes[root].args[1]}
+    avoid_ties(graph, group, ties, bound | found.fixed)
 
 
 def ends(graph: GraphModule) -> tuple[tuple[Grid | None, ...], tuple[Grid | None, ...]]:
@@ -195,7 +210,9 @@ def _train_floats(graph: GraphModule) -> dict[str, tuple[str, str]]:
             graph.register_buffer(f"unit_of_{share}", unit)
             graph.register_parameter(share, nn.Parameter(value / unit))
             found[name] = share, f"unit_of_{share}"
-        _replace(graph, node, fake.in_units, tuple(found[name]))
+        with graph.graph.inserting_before(node):
+            parts = tuple(graph.graph.get_attr(part) for part in found[name])
+            _replace(graph, node, graph.graph.call_function(fake.in_units, parts))
     return found
 
 
@@ -212,7 +229,7 @@ def _unit_of_bias(graph: GraphModule, node: Node) -> Tensor | None:
     return None
 
 
-def _train_weight(graph: GraphModule, node: Node, known: Tensor | None) -> Weight:
+def _train_weight(graph: GraphModule, node: Node, known: Tensor | None, *, learned: bool) -> Weight:
     """Turn one int8 weight into parameters; all readers of a buffer share them."""
     source, scales, _, axis, _, limit, *_ = node.args
     assert isinstance(source, Node)
@@ -220,14 +237,18 @@ def _train_weight(graph: GraphModule, node: Node, known: Tensor | None) -> Weigh
     assert isinstance(axis, int)
     assert isinstance(limit, int)
     share, growth = (f"{what}_of_{source.target}".replace(".", "_") for what in ("share", "growth"))
+    integers, steps = constant_of(graph, source), constant_of(graph, scales)
     if not hasattr(graph, share):
-        integers, steps = constant_of(graph, source), constant_of(graph, scales)
         shape = [-1 if a == axis else 1 for a in range(integers.dim())]
         master = inside_cells(known, integers, steps, axis)
         graph.register_parameter(share, nn.Parameter(master / (steps * limit).reshape(shape)))
+    if learned and not hasattr(graph, growth):
         graph.register_parameter(growth, nn.Parameter(torch.zeros_like(steps)))
-    _replace(graph, node, fake.on_channel_grid, (share, str(scales.target), growth), (axis, limit))
-    return Weight(str(source.target), str(scales.target), axis, limit, share, growth)
+    with graph.graph.inserting_before(node):
+        grown = graph.graph.get_attr(growth) if learned else None
+        args = (graph.graph.get_attr(share), scales, grown, axis, limit)
+        _replace(graph, node, graph.graph.call_function(fake.on_channel_grid, args))
+    return Weight(str(source.target), str(scales.target), axis, limit, share, growth if learned else None)
 
 
 def _train_steps(graph: GraphModule) -> dict[str, str]:
@@ -259,13 +280,7 @@ def _replace_pairs(graph: GraphModule, steps: Mapping[str, str]) -> None:
         graph.graph.erase_node(node)
 
 
-def _replace(
-    graph: GraphModule, node: Node, function: Any, tensors: tuple[str, ...], rest: tuple[int, ...] = ()
-) -> None:
-    """Put a function of tensors of the module in the place of a node."""
-    with graph.graph.inserting_before(node):
-        args = (*(graph.graph.get_attr(name) for name in tensors), *rest)
-        new = graph.graph.call_function(function, args)
+def _replace(graph: GraphModule, node: Node, new: Node) -> None:
     node.replace_all_uses_with(new)
     graph.graph.erase_node(node)
 

@@ -1,0 +1,230 @@
+"""The stage: train the calibrated program on its own grid to answer as the float network does."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgekit.errors import UsageError
+from edgekit.evaluate import Metric
+from edgekit.inputs import Batch, Inputs, Training, batch_size, first, input_values, tensors
+from edgekit.recipe import Qat, Train
+from edgekit.stages.qat.module import on_grid, to_quantized
+from edgekit.stages.quantize.rules import aten
+from edgekit.stages.train import losses
+from edgekit.stages.train.augment import augmentation
+from edgekit.stages.train.device import device_for
+from edgekit.stages.train.fit import Epoch, Objective, fit
+from edgekit.stages.train.judging import Run, judge, judged_batches
+from edgekit.stages.train.losses import Reading
+from edgekit.stages.train.readings import readings_of, usable_labels
+from edgekit.stages.train.schedule import ADAMW, Schedule
+from edgekit.stages.train.trainable import Trainable, trainable
+from edgekit_converters.parity import run_reference
+from edgekit_converters.program import Program, QuantizedProgram
+
+Array = NDArray[Any]
+# Shares of a channel's range by which weights move in a step, at most. Measured at 4 and 8 bits; ten times as much
+# undoes what calibration has found.
+RATE: Final = 3e-4
+USUAL_BATCH: Final = 128
+CLIP: Final = 1.0
+# Share of the labels in the loss beside a teacher, who has said most of what they say already.
+LABEL_SHARE: Final = 0.1
+# Inputs on which the float network is looked at before training.
+SAMPLES: Final = 256
+TIE_SAMPLES: Final = 4
+CONVOLUTIONS: Final = frozenset({aten.conv2d.default, aten.conv2d.padding, aten.conv_transpose2d.input})
+
+
+@dataclass(frozen=True)
+class QatResult:
+    """What training on the grid came to.
+
+    Attributes:
+        program: the trained one, or that which was given where training did not improve it.
+        before: the metric of the program that was given.
+        after: the metric of `program`.
+        history: one entry per epoch; the first is the program that was given.
+        notes: sentences for the report.
+    """
+
+    program: QuantizedProgram
+    before: float
+    after: float
+    history: tuple[Epoch, ...]
+    notes: tuple[str, ...]
+
+
+def qat(
+    calibrated: QuantizedProgram,
+    float_program: Program,
+    teacher: Program,
+    inputs: Inputs,
+    metric: Metric,
+    train: Train,
+    settings: Qat,
+    *,
+    seed: int,
+    checkpoint: Path,
+    step: Callable[[str], None],
+    device: str = "auto",
+) -> QatResult:
+    """Train a program on the grid, or go on with a training that was interrupted.
+
+    Everything that is learned has no unit, so AdamW with one learning rate suits all of it, and nothing decays: the
+    weights that batch norms were folded into have no size that would be better for being smaller. The arithmetic is
+    float32 unless the recipe says bfloat16, whose steps are coarser than those of the grid.
+
+    Args:
+        calibrated: where training starts and whose grid it keeps; it is not changed.
+        float_program: the cleaned program that was calibrated.
+        teacher: the network to answer as.
+        inputs: with samples to train on, and to judge every epoch on.
+        metric: by which the best epoch is chosen, and whether training has improved anything.
+        train: temperature, labels, batch size, averaging, patience, augmentation.
+        settings: epochs, learning rate, and whether steps are learned.
+        seed: of every random choice.
+        checkpoint: file that holds the state after every epoch; an existing one is gone on from.
+        step: told of the progress; may raise to stop.
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        UsageError: nothing to train on, a loss that is no number, no memory, or a checkpoint of another training.
+    """
+    place = device_for(device)
+    module = on_grid(calibrated, float_program, learned_steps=settings.learned_steps, device=place)
+    guide = trainable(teacher, (), place)
+    original = _runner(lambda *x: guide(*x)[0], place)
+    size = batch_size(teacher)
+    samples = first(SAMPLES, (tuple(t.numpy() for t in batch) for batch in inputs.calibration()))
+    readings = readings_of(_in_batches(original, samples, size), metric)
+    training, labels, notes = _lessons(inputs.training, train, readings[0], original)
+    schedule = _schedule(train, settings, calibrated.program, seed=seed, device=place)
+    if schedule.channels_last:
+        module, guide = (m.to(memory_format=torch.channels_last) for m in (module, guide))
+    free = not labels or (readings[0].kind != "values" and len(teacher.outputs[0].shape) == 2)
+    augment, moved = augmentation(train.augment, teacher.inputs, samples, original, free=free)
+    judged = judged_batches(inputs, values=input_values(teacher), size=size, run=original)
+    fitted = fit(
+        module,
+        objective=_objective(guide, readings, train.temperature, labels=labels),
+        training=training,
+        judge=lambda network: judge(judged, _runner(network, place), metric),
+        higher_is_better=metric.higher_is_better,
+        schedule=schedule,
+        checkpoint=checkpoint,
+        step=step,
+        augment=augment,
+        metric=metric.name,
+    )
+    step("judging the integers")
+    ties = _few(inputs.calibration()) if settings.learned_steps else []
+    trained = to_quantized(module, calibrated, ties=ties)
+    before, after = (judge(judged, partial(run_reference, p), metric) for p in (calibrated, trained))
+    improved = metric.drop(before, after) < 0
+    said = _summary(metric, fitted.history, before, after, improved=improved)
+    notes = (*notes, *moved, said)
+    if not improved:
+        return QatResult(calibrated, before, before, fitted.history, notes)
+    return QatResult(trained, before, after, fitted.history, notes)
+
+
+def _lessons(
+    training: Training | None, train: Train, reading: Reading, original: Run
+) -> tuple[Training, bool, tuple[str, ...]]:
+    """The samples, whether their labels are used, and notes.
+
+    Raises:
+        UsageError: there are no samples.
+    """
+    if training is None:
+        raise UsageError(
+            "there is no data to train on the grid with",
+            expected="samples to train on: train_x (train_y) or x (y) in an .npz, class folders, or module:callable",
+            way_out="Give --data, or leave out --qat.",
+        )
+    if not (train.labels and training.has_labels):
+        return training, False, ()
+    used, why = usable_labels(training, reading, original)
+    return used or training, used is not None, (why,) if why else ()
+
+
+def _schedule(train: Train, settings: Qat, program: Program, *, seed: int, device: str) -> Schedule:
+    rate = settings.learning_rate
+    if rate is None:
+        # Steps of Adam add up like a random walk.
+        rate = RATE * math.sqrt(train.batch_size / USUAL_BATCH)
+    targets = {node.target for node in program.graph.graph.nodes}
+    return Schedule(
+        epochs=settings.epochs,
+        batch_size=train.batch_size,
+        optimizer=ADAMW,
+        learning_rate=rate,
+        weight_decay=0.0,
+        clip=CLIP,
+        ema=train.ema,
+        patience=train.patience,
+        precision="bfloat16" if train.precision == "bfloat16" else "float32",
+        device=device,
+        channels_last=bool(targets & CONVOLUTIONS) and aten.as_strided.default not in targets,
+        seed=seed,
+    )
+
+
+def _objective(
+    guide: Trainable, readings: Sequence[Reading], temperature: float, *, labels: bool
+) -> Objective:
+    """Distance from the float network's answers, and from labels where there are some."""
+
+    def objective(module: nn.Module, batch: tuple[Tensor, ...], truth: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            answers, _ = guide(*batch)
+        outputs = module(*batch)
+        pairs = zip(outputs, answers, readings, strict=True)
+        loss = losses.mean_of([losses.soft(y, t, reading, temperature) for y, t, reading in pairs])
+        if not labels or truth is None:
+            return loss
+        return (1 - LABEL_SHARE) * loss + LABEL_SHARE * losses.hard(outputs[0], truth, readings[0])
+
+    return objective
+
+
+def _runner(network: Callable[..., tuple[Tensor, ...]], device: str) -> Run:
+    """A network from arrays to arrays."""
+
+    def run(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+        with torch.no_grad():
+            outputs = network(*(t.to(device) for t in tensors(arrays)))
+        return tuple(y.float().cpu().numpy() if y.is_floating_point() else y.cpu().numpy() for y in outputs)
+
+    return run
+
+
+def _in_batches(run: Run, samples: tuple[Array, ...], size: int) -> tuple[Array, ...]:
+    parts = [run(tuple(a[i : i + size] for a in samples)) for i in range(0, len(samples[0]), size)]
+    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+
+
+def _few(batches: Any) -> list[Batch]:
+    """The first `TIE_SAMPLES` samples, one by one."""
+    rows = (tuple(x[i : i + 1] for x in batch) for batch in batches for i in range(len(batch[0])))
+    return list(itertools.islice(rows, TIE_SAMPLES))
+
+
+def _summary(metric: Metric, history: Sequence[Epoch], before: float, after: float, *, improved: bool) -> str:
+    told = (
+        f"trained on the grid for {len(history) - 1} epochs, batch norms folded: {metric.name} {before:.4f} "
+        f"before, {after:.4f} after"
+    )
+    return told if improved else f"{told}; the calibrated program is kept"
