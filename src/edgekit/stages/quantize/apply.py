@@ -32,7 +32,7 @@ class Observed:
         program: the float program that was planned (scalars lifted).
         plan: what goes on the grid.
         graph: the same graph with observers.
-        weight_bits: 8 or 7.
+        weight_bits: 8; 7 or fewer down to 4, in the same int8 storage.
         integers: op name to the int8 weights that it gets instead of the nearest ones.
     """
 
@@ -51,7 +51,7 @@ def observe(
     Args:
         program: is not changed.
         keep_float: glob patterns of layers that stay float32.
-        weight_bits: 8 or 7.
+        weight_bits: 8; 7 or fewer down to 4, in the same int8 storage.
         weights_only: int8 weights, float compute: the same weight integers, no grid for activations.
     """
     graph = copy.deepcopy(program.graph)

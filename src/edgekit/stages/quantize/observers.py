@@ -178,7 +178,7 @@ def weight_scales(weight: torch.Tensor, axis: int, limit: int) -> torch.Tensor:
     Args:
         weight: float32, any shape.
         axis: of the output channels.
-        limit: largest integer, 127 or 63.
+        limit: largest integer: 127, 63, 31, 15 or 7 for 8 to 4 bits.
     """
     largest = weight.transpose(0, axis).flatten(1).abs().amax(dim=1)
     # A dead channel needs some scale; one that represents zero exactly in every format.

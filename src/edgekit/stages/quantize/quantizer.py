@@ -29,7 +29,8 @@ class GridQuantizer(Quantizer):  # type: ignore[misc]
 
     Args:
         plan: made by `make_plan` for the same graph.
-        weight_bits: 8 → [-127, 127]; 7 → [-63, 63] for targets whose integer kernels saturate in 16 bits.
+        weight_bits: 8 → [-127, 127]; 7 → [-63, 63] for targets whose integer kernels saturate in 16 bits; and so on
+            down to 4 → [-7, 7].
     """
 
     def __init__(self, plan: GridPlan, *, weight_bits: int = 8) -> None:

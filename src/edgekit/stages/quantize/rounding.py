@@ -74,7 +74,7 @@ def compensated_weights(
         graph: the float graph.
         weights: op name to (weight node name, output channel axis).
         batches: inputs of the graph.
-        limit: largest integer, 127 or 63.
+        limit: largest integer: 127, 63, 31, 15 or 7 for 8 to 4 bits.
         centered: the bias will be corrected, so a shift of the mean costs nothing.
 
     Returns:
