@@ -28,6 +28,11 @@ def compress(
     max_latency_ms: float | None = None,
     max_size_mb: float | None = None,
     allow_slower: bool | None = None,
+    prune: float | None = None,
+    distill: bool | None = None,
+    qat: bool | None = None,
+    epochs: int | None = None,
+    student: str | None = None,
     metric: str | None = None,
     io: str | None = None,
     layout: str | None = None,
@@ -36,7 +41,7 @@ def compress(
     progress: Callable[[str, str], None] | None = None,
     command: str = "edgekit.compress",
 ) -> Bundle:
-    """Quantize a trained model to INT8 once, write it in up to three formats, and prove each saved file.
+    """Make a trained model smaller, quantize it to INT8 once, write it in up to three formats, prove each saved file.
 
     Args:
         model: `torch.nn.Module`, `torch.export.ExportedProgram`, or the path of a model file. It is not
@@ -55,6 +60,11 @@ def compress(
         max_latency_ms: largest median latency.
         max_size_mb: largest file in 10^6 bytes.
         allow_slower: accept a file that is more than 5% slower than its float twin.
+        prune: share of the cost to remove before quantizing, e.g. 0.5; the recipe says which cost.
+        distill: what was pruned learns from the original model; on unless the recipe says otherwise.
+        qat: train on the INT8 grid: always, never, or, by default, where calibration alone misses the budget.
+        epochs: passes over the training inputs.
+        student: "module:callable" that builds another network to train in the model's place.
         metric: "top1", "f1", "mae", "agreement" or "module:callable".
         io: "float32" or "int8" ends of the TFLite file.
         layout: "nchw" or "nhwc" input of the TFLite file.
@@ -77,6 +87,9 @@ def compress(
     )
     overrides = _given(
         preset=preset,
+        prune=_given(ratio=prune) or None,
+        train=_given(distill=distill, epochs=epochs, student=student) or None,
+        qat=_given(enabled=qat) or None,
         formats=list(formats) if formats is not None else None,
         targets=list(target) or None,
         io=io,

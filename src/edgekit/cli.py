@@ -79,6 +79,17 @@ def compress(
     allow_slower: Annotated[
         bool, typer.Option("--allow-slower", help="Accept INT8 that is slower than float.")
     ] = False,
+    prune: Annotated[
+        str | None, typer.Option(metavar="SHARE", help="Remove this share of the cost first, e.g. 0.5.")
+    ] = None,
+    distill: Annotated[
+        bool | None, typer.Option("--distill/--no-distill", help="Learn from the original after pruning.")
+    ] = None,
+    qat: Annotated[bool | None, typer.Option("--qat/--no-qat", help="Train on the INT8 grid.")] = None,
+    epochs: Annotated[str | None, typer.Option(metavar="N", help="Passes over the training inputs.")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="module:callable of another network to train instead.")
+    ] = None,
     metric: Annotated[str | None, typer.Option(help="top1, f1, mae, agreement or module:callable.")] = None,
     io: Annotated[str | None, typer.Option(help="float32 or int8 ends of the TFLite file.")] = None,
     layout: Annotated[str | None, typer.Option(help="nchw or nhwc input of the TFLite file.")] = None,
@@ -88,7 +99,7 @@ def compress(
         bool, typer.Option("--json", help="Print the report to stdout, nothing else.")
     ] = False,
 ) -> None:
-    """Quantize a trained model to INT8 once, write it in three formats, and prove each saved file."""
+    """Make a trained model smaller, quantize it to INT8 once, write three formats, and prove each saved file."""
     _exit(
         lambda: _compress(
             as_json,
@@ -106,6 +117,11 @@ def compress(
             max_latency_ms=_number("--max-latency-ms", max_latency_ms, float),
             max_size_mb=_number("--max-size-mb", max_size_mb, float),
             allow_slower=allow_slower or None,
+            prune=_number("--prune", prune, float),
+            distill=distill,
+            qat=qat,
+            epochs=_number("--epochs", epochs, int),
+            student=student,
             metric=metric,
             io=io,
             layout=layout,

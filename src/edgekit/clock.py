@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from edgekit.report import StageResult
 
@@ -22,6 +22,7 @@ class Clock:
         self.progress = progress
         self.done: list[StageResult] = []
         self.name = ""
+        self.changed: tuple[Mapping[str, float | None], Mapping[str, float | None]] = ({}, {})
 
     def stage(self, name: str) -> Stage:
         """Start a stage when the result is entered."""
@@ -32,6 +33,10 @@ class Clock:
     def detail(self, text: str) -> None:
         """Say what the running stage is doing."""
         self.progress(self.name, text)
+
+    def change(self, before: Mapping[str, float | None], after: Mapping[str, float | None]) -> None:
+        """Say what the running stage changed: `params`, `macs` and `value`."""
+        self.changed = before, after
 
     def results(self) -> tuple[StageResult, ...]:
         """Finished stages, in order."""
@@ -50,4 +55,6 @@ class Stage:
 
     def __exit__(self, *_: object) -> None:
         seconds = round(time.monotonic() - self.started, 3)
-        self.clock.done.append(StageResult(self.name, seconds, notes=tuple(self.notes)))
+        before, after = self.clock.changed
+        self.clock.changed = {}, {}
+        self.clock.done.append(StageResult(self.name, seconds, before, after, tuple(self.notes)))

@@ -59,10 +59,29 @@ def _load(model: Any, data: Any, wish: Mapping[str, Any]) -> Candidate:
         return load_candidate(model, **wish, example=tuple(torch.from_numpy(x) for x in example))
 
 
-def open_inputs(given: Any, recipe: Recipe, candidate: Candidate, work: WorkDir) -> Inputs:
-    """The user's data, checked against the float model; or inputs distilled from the model."""
+def open_inputs(
+    given: Any, recipe: Recipe, candidate: Candidate, work: WorkDir, *, training: bool = False
+) -> Inputs:
+    """The user's data, checked against the float model; or inputs distilled from the model.
+
+    Args:
+        given: data of the user, or None.
+        recipe: preprocessing and sizes.
+        candidate: the float model.
+        work: where distilled inputs are kept.
+        training: samples to train on are needed, too.
+
+    Raises:
+        UsageError: the data cannot be used, or there is none to train on.
+    """
     program = candidate.program
     preprocessing = Preprocessing.from_dict(recipe.preprocessing) if recipe.preprocessing else None
+    if given is None and training:
+        raise UsageError(
+            "there is no --data, and what is pruned has to be trained",
+            expected="samples to train on, with or without labels",
+            way_out="Give --data, or --epochs 0 to prune without training.",
+        )
     if given is None:
         choose_metric(recipe.metric, labels=False, classes=False)  # one that needs labels is refused first
         return from_model(program, candidate.sha256, work, seed=recipe.seed)
@@ -72,6 +91,7 @@ def open_inputs(given: Any, recipe: Recipe, candidate: Candidate, work: WorkDir)
         preprocessing=preprocessing,
         seed=recipe.seed,
         calibration_size=recipe.quantize.calibration_size,
+        training=training,
     )
     inputs = from_data(data, program)
     warning = check_range(program, next(iter(data.calibration(1))))

@@ -24,7 +24,8 @@ from edgekit.bench import (
 )
 from edgekit.evaluate import Agreement, Metric, SignalToNoise
 from edgekit.inputs import Inputs, tensors
-from edgekit.report import SLOWER
+from edgekit.recipe import Budget
+from edgekit.report import SLOWER, numbers
 from edgekit.stages.quantize.choose import Variant
 from edgekit_converters.parity import Bound, Proof, measure, output_steps, run_reference, tie_bound
 from edgekit_converters.predict import Array, Predict, SavedModel, open_saved
@@ -94,6 +95,25 @@ class Judged:
     def faster_than(self, other: Judged) -> bool:
         """Relative to the float twin of the same rounds; the machine may have changed between two timings."""
         return self.latency_ratio < other.latency_ratio
+
+    def lossy(self, budget: Budget) -> bool:
+        """It loses more of the metric than the budget allows; so does one that gives no numbers."""
+        return budget.max_drop is not None and not self.quality.drop <= budget.max_drop
+
+    def slow(self, budget: Budget) -> bool:
+        """It takes longer than the budget allows, or than its float twin where that is not allowed."""
+        limit = budget.max_latency_ms
+        late = limit is not None and self.latency is not None and self.latency.p50_ms > limit
+        return late or (self.slower and not budget.allow_slower)
+
+    def better_than(self, other: Judged, budget: Budget) -> bool:
+        """What holds the budget is; of two equal in this, the more accurate if both are only lossy, else the faster."""
+        mine, others = ((j.lossy(budget), j.slow(budget)) for j in (self, other))
+        if any(mine) != any(others):
+            return not any(mine)
+        if mine == others == (True, False):
+            return self.quality.drop < other.quality.drop
+        return self.faster_than(other)
 
 
 def prove(
@@ -180,6 +200,25 @@ def time_files(files: Mapping[str, Path], *, max_seconds: float) -> dict[str, La
     return {name: stats(rounds) for name, rounds in sample(runners, max_seconds=max_seconds).items()}
 
 
+def why_not(judged: Judged, twin: Path, metric: str, budget: Budget) -> list[str]:
+    """Sentences on a lowering that was passed over, or was taken although it misses the budget.
+
+    Args:
+        judged: the file.
+        twin: its float twin.
+        metric: name of the metric that the budget is in.
+        budget: what has to hold.
+    """
+    said: list[str] = []
+    if judged.lossy(budget):
+        assert budget.max_drop is not None
+        lost, allowed = (numbers.points(d, metric) for d in (judged.quality.drop, budget.max_drop))
+        said.append(f"{judged.variant.name} loses {lost}, allowed is {allowed}")
+    if judged.slower or not said:
+        said.append(why_slower(judged, twin))
+    return said
+
+
 def why_slower(judged: Judged, twin: Path) -> str:
     """One sentence on a file that is slower than float: by how much, and which kernels cost it.
 
@@ -201,4 +240,4 @@ def census(name: str, path: Path) -> OpCensus | None:
     return {"onnx": onnx_ops, "tflite": tflite_ops}[name](path) if name in TIMED else None
 
 
-__all__ = ["Judged", "Quality", "assess", "census", "prove", "time_files", "why_slower"]
+__all__ = ["Judged", "Quality", "assess", "census", "prove", "time_files", "why_not", "why_slower"]

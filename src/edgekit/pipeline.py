@@ -1,4 +1,4 @@
-"""`compress`: load → clean → choose the grid → lower three times → prove → judge → bundle.
+"""`compress`: load → prune, train → clean → choose the grid → lower three times → prove → judge → bundle.
 
 Each stage takes what the one before it gave and reaches back to nothing. Stages whose results are files run through
 `WorkDir`, so that an interrupted run goes on where it stopped.
@@ -25,12 +25,13 @@ from edgekit.errors import Interrupted, LoweringError
 from edgekit.evaluate import Metric
 from edgekit.inputs import Inputs
 from edgekit.intake import load, metric_for, named, open_inputs
-from edgekit.judge import Judged, assess, prove, time_files, why_slower
+from edgekit.judge import Judged, assess, prove, time_files, why_not
 from edgekit.load import Candidate
 from edgekit.lower import SUFFIX
-from edgekit.recipe import Recipe
+from edgekit.recipe import Budget, Recipe
 from edgekit.report import Baseline
-from edgekit.stages.quantize.choose import LADDER, STATIC, Settled, settle, settle_rung
+from edgekit.shrink import Shrunk, needs_training, shrink
+from edgekit.stages.quantize.choose import LADDER, STATIC, WEIGHTS, Settled, settle, settle_rung
 from edgekit.workdir import WorkDir
 from edgekit_converters.cleanup import clean
 from edgekit_converters.program import Program
@@ -148,18 +149,19 @@ class _Job:
 
 def _compress(request: Request, candidate: Candidate, work: WorkDir, clock: Clock) -> Bundle:
     recipe = _for_targets(request.recipe)
-    with clock.stage("clean") as notes:
-        program, changes = clean(candidate.program)
-        notes.extend(f"{c.name}: {c.rewrites}" for c in changes)
     with clock.stage("data") as notes:
-        inputs = open_inputs(request.data, recipe, candidate, work)
+        inputs = open_inputs(request.data, recipe, candidate, work, training=needs_training(recipe))
         metric = metric_for(recipe, inputs, candidate.program, where=named(request.data))
         # Tipping a borderline input is no loss by itself: for agreement, layers are kept float only when the user
         # named a limit.
         searched = recipe if metric.name == "agreement" else _with_drop(recipe, metric)
         notes.extend(inputs.notes)
+    shrunk = shrink(candidate.program, candidate.sha256, inputs, recipe, metric, work, clock)
+    with clock.stage("clean") as notes:
+        program, changes = clean(shrunk.program)
+        notes.extend(f"{c.name}: {c.rewrites}" for c in changes)
     with clock.stage("quantize") as notes:
-        settled = settle(program, inputs, searched, metric, work, candidate.sha256, step=clock.detail)
+        settled = settle(program, inputs, searched, metric, work, shrunk.key, step=clock.detail)
         notes.extend(settled.notes)
     recipe = _with_drop(recipe, metric)
     job = _Job(recipe, candidate, program, inputs, metric, work, clock)
@@ -179,28 +181,33 @@ def _compress(request: Request, candidate: Candidate, work: WorkDir, clock: Cloc
             settled,
             inputs,
             judged,
-            _baseline(candidate, settled, metric, judged),
+            _baseline(candidate, shrunk, settled, metric, judged),
             tuple(failures),
             clock.results(),
         )
 
 
 def _climb(job: _Job, settled: Settled, searched: Recipe) -> tuple[dict[str, Judged], list[LoweringError]]:
-    """Lower to every format, and what is slower than float again, by the next rung of the ladder."""
+    """Lower to every format, and what is slower than float or loses too much again, by the next rung of the ladder."""
     judged, failures = _judge(job, settled, STATIC, job.recipe.formats)
     for rung in LADDER[1:]:
-        slow = [name for name, j in judged.items() if j.slower and not job.recipe.budget.allow_slower]
-        if not slow:
-            break
+        again = [name for name, j in judged.items() if _wants(rung, j, job.recipe.budget)]
+        if not again:
+            continue
         with job.clock.stage("quantize"):
             settled = settle_rung(
                 rung, settled, job.program, job.inputs, searched, job.work, step=job.clock.detail
             )
         if rung not in settled.variants:
             continue
-        again, _ = _judge(job, settled, rung, slow)
-        judged |= {name: _better(judged[name], j) for name, j in again.items()}
-    return {name: _told(j, j) if j.slower else j for name, j in judged.items()}, failures
+        found, _ = _judge(job, settled, rung, again)
+        judged |= {name: _better(judged[name], j, job) for name, j in found.items()}
+    return {name: _told(j, j, job) if j.slower else j for name, j in judged.items()}, failures
+
+
+def _wants(rung: str, judged: Judged, budget: Budget) -> bool:
+    """A rung is for what is slower than float; the one without a grid for activations also for what loses too much."""
+    return (judged.slower and not budget.allow_slower) or (rung == WEIGHTS and judged.lossy(budget))
 
 
 def _judge(
@@ -234,7 +241,7 @@ def _judge(
 
 
 def _baseline(
-    candidate: Candidate, settled: Settled, metric: Metric, judged: Mapping[str, Judged]
+    candidate: Candidate, shrunk: Shrunk, settled: Settled, metric: Metric, judged: Mapping[str, Judged]
 ) -> Baseline:
     value, n = next(iter(judged.values())).baseline
     return Baseline(
@@ -242,22 +249,22 @@ def _baseline(
         value=value,
         n=n,
         params=candidate.params,
-        macs=sum(layer.macs for layer in settled.layers),
+        macs=shrunk.macs or sum(layer.macs for layer in settled.layers),
         size_bytes=4 * candidate.params,
         latency=next((j.float_latency for j in judged.values() if j.float_latency), None),
     )
 
 
-def _better(before: Judged, after: Judged) -> Judged:
-    """The faster of two lowerings of one format, with a note of the other."""
-    best, other = (after, before) if after.faster_than(before) else (before, after)
-    return _told(replace(best, notes=before.notes), other)
+def _better(before: Judged, after: Judged, job: _Job) -> Judged:
+    """The better of two lowerings of one format, with a note of the other."""
+    best, other = (after, before) if after.better_than(before, job.recipe.budget) else (before, after)
+    return _told(replace(best, notes=before.notes), other, job)
 
 
-def _told(judged: Judged, slow: Judged) -> Judged:
-    """With a note on what made a lowering slower than float."""
-    twin = slow.saved.path.with_name(f"float{SUFFIX[slow.saved.format]}")
-    return replace(judged, notes=(*judged.notes, why_slower(slow, twin)))
+def _told(judged: Judged, other: Judged, job: _Job) -> Judged:
+    """With notes on what speaks against a lowering."""
+    twin = other.saved.path.with_name(f"float{SUFFIX[other.saved.format]}")
+    return replace(judged, notes=(*judged.notes, *why_not(other, twin, job.metric.name, job.recipe.budget)))
 
 
 def _for_targets(recipe: Recipe) -> Recipe:

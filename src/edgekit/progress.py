@@ -10,7 +10,19 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-STAGES: Final = ("load", "clean", "data", "quantize", "lower", "prove", "evaluate", "time", "bundle")
+STAGES: Final = (
+    "load",
+    "data",
+    "prune",
+    "train",
+    "clean",
+    "quantize",
+    "lower",
+    "prove",
+    "evaluate",
+    "time",
+    "bundle",
+)
 
 
 @contextmanager

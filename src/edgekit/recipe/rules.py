@@ -262,12 +262,16 @@ def apply(rule: Rule, value: object, source: str, path: str) -> object:
         raise wrong(source, path, value, rule) from None
 
 
+# Options that are not spelled as their key.
+_SPELLED = {"formats": "format", "targets": "target", "prune.ratio": "prune", "qat.enabled": "qat"}
+
+
 def _named(source: str, path: str) -> str:
     """A key of a file as `file: section.key`, an option as it is typed."""
     if source != OPTIONS:
         return f"{source}: {path}"
-    key = path.rpartition(".")[2]
-    return "--" + {"formats": "format", "targets": "target"}.get(key, key).replace("_", "-")
+    key = _SPELLED.get(path) or path.rpartition(".")[2]
+    return "--" + key.replace("_", "-")
 
 
 def wrong(source: str, path: str, value: object, rule: Rule) -> UsageError:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.fx import Node
 
+from edgekit.bench.layers import LayerShape
 from edgekit.stages.prune.units import Atoms, Axes, Labels, shape_of
 
 # Of a tensor, or of each tensor that an operation gives.
@@ -24,15 +25,20 @@ class Layer:
         node: its name.
         op: "conv2d", "linear", ….
         macs: multiplications at batch one, as the network is.
-        axes: atoms along each axis that the cost is proportional to; outputs first, then inputs.
+        axes: atoms along each axis that the cost is proportional to, outputs first, then inputs; None for an axis that
+            stays.
         weight: target of its weight, or "".
+        shape: what its latency is looked up by; None for what has no table.
+        reads: node that it reads.
     """
 
     node: str
     op: str
     macs: int
-    axes: tuple[Labels, ...]
+    axes: Axes
     weight: str = ""
+    shape: LayerShape | None = None
+    reads: str = ""
 
 
 @dataclass
@@ -101,11 +107,18 @@ class Context:
             self.reads.add((str(value.target), axis))
 
     def layer(
-        self, node: Node, op: str, macs: float, axes: Sequence[Labels | None], weight: Any = None
+        self,
+        node: Node,
+        op: str,
+        macs: float,
+        axes: Sequence[Labels | None],
+        weight: Any = None,
+        shape: LayerShape | None = None,
     ) -> None:
         """Note what an operation costs."""
         target = str(weight.target) if isinstance(weight, Node) and weight.op == "get_attr" else ""
-        self.layers.append(Layer(node.name, op, int(macs), tuple(a for a in axes if a is not None), target))
+        source = node.all_input_nodes[0].name
+        self.layers.append(Layer(node.name, op, int(macs), tuple(axes), target, shape, source))
 
 
 def arguments(node: Node) -> dict[str, Any]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
 
+from edgekit.bench.layers import LatencyModel, LayerShape
 from edgekit.stages.prune.context import Layer
 from edgekit.stages.prune.trace import Structure
+from edgekit.stages.prune.units import Labels
 
 # From a mask over units to a cost.
 Cost: TypeAlias = Callable[[np.ndarray], float]
@@ -16,12 +20,53 @@ Cost: TypeAlias = Callable[[np.ndarray], float]
 
 def layer_macs(layer: Layer, keep: np.ndarray) -> float:
     """Multiplications of one layer."""
-    share = 1.0
-    for axis in layer.axes:
-        share *= keep[axis].sum() / len(axis)
-    return layer.macs * share
+    left = (float(keep[axis].mean()) for axis in layer.axes if axis is not None)
+    return layer.macs * math.prod(left)
 
 
 def macs(structure: Structure) -> Cost:
     """Multiplications of all layers at batch one."""
     return lambda keep: float(sum(layer_macs(layer, keep) for layer in structure.layers))
+
+
+def shapes(structure: Structure) -> tuple[LayerShape, ...]:
+    """What a table has to cover for `milliseconds`."""
+    return tuple(layer.shape for layer in structure.layers if layer.shape is not None)
+
+
+def milliseconds(structure: Structure, table: LatencyModel) -> Cost:
+    """Sum of the layers' latencies in one runtime.
+
+    What has no table, such as attention and recurrent cells, counts by its multiplications, at the median rate of
+    what has one.
+
+    Args:
+        structure: of `trace`.
+        table: covers `shapes(structure)`.
+    """
+    tabled = [layer for layer in structure.layers if layer.shape is not None]
+    rates = [table.ms(layer.shape) / layer.macs for layer in tabled if layer.shape and layer.macs]
+    rate = statistics.median(rates) if rates else 0.0
+
+    def cost(keep: np.ndarray) -> float:
+        return sum(
+            rate * layer_macs(layer, keep) if layer.shape is None else table.ms(_narrowed(layer, keep))
+            for layer in structure.layers
+        )
+
+    return cost
+
+
+def _narrowed(layer: Layer, keep: np.ndarray) -> LayerShape:
+    """The shape of a layer after units are removed."""
+    shape = layer.shape
+    assert shape is not None
+    outputs = _left(layer.axes[0], keep, shape.out_channels)
+    if shape.depthwise:
+        return shape.with_channels(outputs * shape.in_channels // shape.out_channels, outputs)
+    inputs = _left(layer.axes[1], keep, shape.in_channels // shape.groups)
+    return shape.with_channels(inputs * shape.groups, outputs)
+
+
+def _left(axis: Labels | None, keep: np.ndarray, full: int) -> int:
+    return full if axis is None else int(keep[axis].sum())

@@ -41,12 +41,14 @@ def groups(structure: Structure, keep: Sequence[str] = ()) -> tuple[Group, ...]:
     for row, key in enumerate(axes):
         units = structure.parameters[key]
         count[row] = np.bincount(units[units != FIXED], minlength=structure.n_units)
-    outputs = {layer.weight: layer.axes[0] for layer in structure.layers if layer.weight and layer.axes}
+    outputs = {layer.weight: layer.axes[0] for layer in structure.layers if layer.weight}
     _, first, kind = np.unique(count.T, axis=0, return_index=True, return_inverse=True)
     found = []
     for each in np.argsort(first):
         units = np.flatnonzero(kind.ravel() == each)
-        weights = tuple(w for w, along in outputs.items() if np.isin(along, units).any())
+        weights = tuple(
+            w for w, along in outputs.items() if along is not None and np.isin(along, units).any()
+        )
         if len(units) < 2 or not weights or any(_matches(w, keep) for w in weights):
             continue
         present = count[:, units[0]]

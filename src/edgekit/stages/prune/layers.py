@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 from torch.fx import Node
 
+from edgekit.bench.layers import LayerShape
+from edgekit.bench.layers.shape import AXES
 from edgekit.stages.prune.context import Context, Value, wrapped
 from edgekit.stages.prune.units import Axes, Labels
 
@@ -45,8 +47,31 @@ def convolution(t: Context, node: Node, a: Mapping[str, Any]) -> Value:
     size = t.shape(node)[channel + 1 :]
     macs = math.prod(size) * math.prod(kernel) * c_out * per_group
     axes = (outputs,) if groups > 1 and per_group == 1 else (outputs, weight[1])
-    t.layer(node, _name(node), macs, axes, a["weight"])
+    t.layer(node, _name(node), macs, axes, a["weight"], _convolution_shape(t, node, a, channel))
     return (*x[:channel], outputs, *(None for _ in size))
+
+
+def _convolution_shape(t: Context, node: Node, a: Mapping[str, Any], channel: int) -> LayerShape | None:
+    """What the latency of a convolution goes by; None for those that no table covers."""
+    read, given = t.shape(a["input"]), t.shape(node)
+    size = read[channel + 1 :]
+    if _name(node) not in AXES:
+        return None
+
+    def each(value: int | Sequence[int]) -> tuple[int, ...]:
+        numbers = [value] if isinstance(value, int) else list(value)
+        return tuple(int(n) for n in (numbers if len(numbers) == len(size) else numbers * len(size)))
+
+    kernel, dilation = t.shape(a["weight"])[2:], each(a["dilation"])
+    if isinstance(a["padding"], str):
+        whole = [d * (k - 1) if a["padding"] == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+        padding = tuple(n // 2 for n in whole) + tuple(n - n // 2 for n in whole)
+    else:
+        padding = each(a["padding"])
+    return LayerShape(
+        _name(node), read[channel], given[channel], kernel, each(a["stride"]), dilation, padding,
+        int(a["groups"]), size,
+    )  # fmt: skip
 
 
 def transposed_convolution(t: Context, node: Node, a: Mapping[str, Any]) -> Value:
@@ -69,8 +94,9 @@ def transposed_convolution(t: Context, node: Node, a: Mapping[str, Any]) -> Valu
         t.join(node, outputs, bias[0])
     size = t.shape(node)[channel + 1 :]
     read = math.prod(t.shape(a["input"])[channel + 1 :])
-    axes = (weight[0],) if groups > 1 else (outputs, weight[0])
-    t.layer(node, _name(node), read * math.prod(kernel) * c_in * per_group, axes, a["weight"])
+    axes = (outputs,) if groups > 1 else (outputs, weight[0])
+    macs = read * math.prod(kernel) * c_in * per_group
+    t.layer(node, _name(node), macs, axes, a["weight"], _convolution_shape(t, node, a, channel))
     return (*x[:channel], outputs, *(None for _ in size))
 
 
@@ -89,7 +115,9 @@ def linear(t: Context, node: Node, a: Mapping[str, Any]) -> Value:
     if bias:
         t.join(node, weight[0], bias[0])
     rows = math.prod(t.shape(node)[:-1])
-    t.layer(node, "linear", rows * math.prod(t.shape(a["weight"])), (weight[0], weight[1]), a["weight"])
+    n, k = t.shape(a["weight"])
+    shape = LayerShape("linear", k, n, size=(rows,))
+    t.layer(node, "linear", rows * n * k, (weight[0], weight[1]), a["weight"], shape)
     return (*x[:-1], weight[0])
 
 

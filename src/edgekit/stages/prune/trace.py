@@ -153,7 +153,7 @@ def _shapes(program: Program) -> dict[str, Any]:
 
 def _removable(t: Context) -> list[Labels]:
     """Atoms along the outputs of layers: where there is no weight, there is nothing to save."""
-    return [layer.axes[0] for layer in t.layers if layer.weight and layer.axes]
+    return [axis for axis in (layer.axes[0] for layer in t.layers if layer.weight) if axis is not None]
 
 
 def _free_along(t: Context, key: str) -> bool:
@@ -174,9 +174,12 @@ def _structure(t: Context) -> Structure:
 
     refused: dict[str, str] = {}
     for layer in t.layers:
-        if layer.weight and layer.axes and (unit[layer.axes[0]] == FIXED).all():
-            refused[layer.weight] = pinned.get(int(roots[layer.axes[0][0]]), "all of its channels are joined")
-    layers = tuple(replace(layer, axes=tuple(unit[a] for a in layer.axes)) for layer in t.layers)
+        outputs = layer.axes[0]
+        if layer.weight and outputs is not None and (unit[outputs] == FIXED).all():
+            refused[layer.weight] = pinned[int(roots[outputs[0]])]
+    layers = tuple(
+        replace(layer, axes=tuple(None if a is None else unit[a] for a in layer.axes)) for layer in t.layers
+    )
     return Structure(
         n_units=int(unit.max(initial=FIXED)) + 1,
         parameters={key: unit[labels] for key, labels in t.parameters.items()},

@@ -1,22 +1,13 @@
-"""Training a network to answer as another one does, or as labels say."""
+"""Training a network to answer as another one does, or as labels say.
+
+trainable.py, student.py                            programs that learn, and back
+losses.py, readings.py, augment.py, judging.py      what is learned, from what, and how it is judged
+schedule.py, device.py, average.py, guard.py        how long, how fast, where
+checkpoint.py, fit.py, distill.py                   the loop, and what ties it all together
+"""
 
 from edgekit.stages.train.distill import Trained, distill
-from edgekit.stages.train.fit import Epoch, Fitted, fit
 from edgekit.stages.train.losses import Tap
-from edgekit.stages.train.schedule import Schedule
 from edgekit.stages.train.student import load_student
-from edgekit.stages.train.trainable import Trainable, to_program, trainable
 
-__all__ = [
-    "Epoch",
-    "Fitted",
-    "Schedule",
-    "Tap",
-    "Trainable",
-    "Trained",
-    "distill",
-    "fit",
-    "load_student",
-    "to_program",
-    "trainable",
-]
+__all__ = ["Tap", "Trained", "distill", "load_student"]
