@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
 from edgekit.recipe import Budget
-from edgekit.search.space import Outcome, Trial
+from edgekit.search.space import Outcome, Setting, Trial
 
-__all__ = ["DROP", "LATENCY", "LIMITS", "SIZE", "limits", "measured", "missed", "reached", "too_heavy"]
+__all__ = ["DROP", "LATENCY", "LIMITS", "SIZE", "Seen", "limits", "measured", "missed", "reached", "seen"]
 
 DROP, LATENCY, SIZE = "max_drop", "max_latency_ms", "max_size_mb"
 LIMITS: Final[Mapping[str, Callable[[Outcome], float | None]]] = MappingProxyType(
@@ -37,11 +38,35 @@ def missed(outcome: Outcome, budget: Budget) -> dict[str, float]:
     return {name: value for name, (value, limit) in found.items() if value is not None and value > limit}
 
 
-def too_heavy(outcome: Outcome, budget: Budget) -> bool:
-    """Is it too slow or too large?"""
-    return not missed(outcome, budget).keys() <= {DROP}
-
-
 def measured(trials: Sequence[Trial]) -> list[tuple[Trial, Outcome]]:
     """The trials that came to something."""
     return [(trial, trial.outcome) for trial in trials if trial.outcome is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A measured setting in the light of a budget.
+
+    Attributes:
+        setting: that was tried.
+        outcome: that was measured.
+        kept: its layers in float.
+        heavy: it is too slow or too large.
+        lossy: it loses too much.
+    """
+
+    setting: Setting
+    outcome: Outcome
+    kept: frozenset[str]
+    heavy: bool
+    lossy: bool
+
+
+def seen(trials: Sequence[Trial], budget: Budget) -> list[Seen]:
+    """What the trials say about a budget."""
+    rows = []
+    for trial, outcome in measured(trials):
+        misses = missed(outcome, budget).keys()
+        kept = frozenset(trial.setting.keep_float)
+        rows.append(Seen(trial.setting, outcome, kept, bool(misses - {DROP}), DROP in misses))
+    return rows

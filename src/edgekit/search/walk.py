@@ -17,29 +17,15 @@ two measurements of the same thing differ by. Predictions choose the order only;
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Sequence
 
 from edgekit.recipe import Budget
 from edgekit.search.capabilities import Capabilities
-from edgekit.search.limits import DROP, LATENCY, SIZE, limits, measured, missed, reached, too_heavy
-from edgekit.search.space import Calibration, Outcome, Setting, Trial
+from edgekit.search.limits import LATENCY, SIZE, Seen, limits, seen
+from edgekit.search.road import road
+from edgekit.search.space import Calibration, Setting, Trial
 
-__all__ = ["holds", "next_setting", "out_of_reach"]
-
-Measurements = Sequence[tuple[Setting, Outcome]]
-
-# Two networks that were pruned and still are too slow: from then on, steps double.
-GALLOP: Final = 2
-# The next ratio lies in the middle half of what is in question, so that every trial rules out a quarter of it.
-MIDDLE: Final = 0.25
-
-
-def holds(outcome: Outcome, budget: Budget) -> bool:
-    """Do all limits hold?"""
-    return not missed(outcome, budget)
+__all__ = ["next_setting", "out_of_reach"]
 
 
 def out_of_reach(budget: Budget, can: Capabilities) -> dict[str, float]:
@@ -70,25 +56,30 @@ def next_setting(trials: Sequence[Trial], budget: Budget, can: Capabilities) -> 
     """
     if not trials:
         return can.first()
-    found = [(trial.setting, outcome) for trial, outcome in measured(trials)]
-    if any(holds(outcome, budget) for _, outcome in found):
+    found = seen(trials, budget)
+    if any(not (each.heavy or each.lossy) for each in found):
         return None
     if len(trials) >= can.trials or out_of_reach(budget, can):
         return None
     taken = {trial.setting for trial in trials}
-    left = [s for s in can.grid() if s not in taken and not _ruled_out(s, found, budget)]
-    open_now = [s for s in left if _called_for(s, found, budget, can)]
     busy = _in_training(trials, found, can)
-    ready = [s for s in open_now if s.prune not in busy]
+    ready = (
+        setting
+        for setting in can.grid()
+        if setting not in taken
+        and setting.prune not in busy
+        and _called_for(setting, found, can)
+        and not _ruled_out(setting, found)
+    )
     return min(ready, key=_order(trials, found, budget, can), default=None)
 
 
-def _ruled_out(setting: Setting, found: Measurements, budget: Budget) -> bool:
+def _ruled_out(setting: Setting, found: Sequence[Seen]) -> bool:
     """Would it miss a limit by the assumptions?"""
     return any(
-        (DROP in missed(outcome, budget) and _as_accurate(tried, setting))
-        or (too_heavy(outcome, budget) and _as_light(tried, setting))
-        for tried, outcome in found
+        (each.lossy and _as_accurate(each.setting, setting))
+        or (each.heavy and _as_light(each.setting, setting))
+        for each in found
     )
 
 
@@ -104,161 +95,70 @@ def _as_light(one: Setting, other: Setting) -> bool:
     return one.prune >= other.prune and set(one.keep_float) <= set(other.keep_float)
 
 
-def _called_for(setting: Setting, found: Measurements, budget: Budget, can: Capabilities) -> bool:
+def _called_for(setting: Setting, found: Sequence[Seen], can: Capabilities) -> bool:
     """Training is dear: prune only if less was too heavy, train on the grid only if calibration lost too much."""
-    if setting.prune > can.ratios[0] and not any(
-        too_heavy(outcome, budget)
-        and tried.prune < setting.prune
-        and set(tried.keep_float) <= set(setting.keep_float)
-        for tried, outcome in found
-    ):
-        return False
-    return not (setting.qat and len(can.qat) > 1) or any(
-        DROP in missed(outcome, budget) and not tried.qat and tried.prune <= setting.prune
-        for tried, outcome in found
+    if setting.prune > can.ratios[0]:
+        kept = set(setting.keep_float)
+        if not any(each.heavy and each.setting.prune < setting.prune and each.kept <= kept for each in found):
+            return False
+    return not _extra_qat(setting, can) or any(
+        each.lossy and not each.setting.qat and each.setting.prune <= setting.prune for each in found
     )
 
 
-def _in_training(trials: Sequence[Trial], found: Measurements, can: Capabilities) -> set[float]:
+def _extra_qat(setting: Setting, can: Capabilities) -> bool:
+    """Is it trained on the grid without having to?"""
+    return setting.qat and len(can.qat) > 1
+
+
+def _trained(found: Sequence[Seen], can: Capabilities) -> set[float]:
+    """Ratios whose network is there."""
+    return {can.ratios[0], *(each.setting.prune for each in found)}
+
+
+def _in_training(trials: Sequence[Trial], found: Sequence[Seen], can: Capabilities) -> set[float]:
     """Ratios whose network somebody is training just now; to take them too would train it twice."""
-    trained = {can.ratios[0], *(setting.prune for setting, _ in found)}
-    return {trial.setting.prune for trial in trials if trial.running} - trained
+    return {trial.setting.prune for trial in trials if trial.running} - _trained(found, can)
 
 
 Key = tuple[bool, bool, int, int, int, float]
 
 
 def _order(
-    trials: Sequence[Trial], found: Measurements, budget: Budget, can: Capabilities
+    trials: Sequence[Trial], found: Sequence[Seen], budget: Budget, can: Capabilities
 ) -> Callable[[Setting], Key]:
     """What to sort by: worse calibrations last, then what is predicted to be too heavy, then by what it costs."""
     best = _best_calibration(found, can)
     tried = {trial.setting.calibration for trial in trials if not trial.setting.qat}
-    trained = {can.ratios[0], *(setting.prune for setting, _ in found)}
+    trained = _trained(found, can)
     levels = {calibration: i for i, calibration in enumerate(can.calibrations)}
-    roads = {kept: _Road(found, kept, budget, can) for kept in _names(can)}
+    names = [tuple(sorted(island.name for island in kept)) for kept in can.kept()]
+    roads = {kept: road(found, kept, budget, can) for kept in names}
 
     def key(setting: Setting) -> Key:
         worse = not setting.qat and setting.calibration != best and setting.calibration in tried
-        training = 2 * (setting.prune not in trained) + (setting.qat and len(can.qat) > 1)
-        road = roads[setting.keep_float]
-        light = road.light(setting.prune, setting.prune in trained)
-        n, level = len(setting.keep_float), levels[setting.calibration]
-        return worse, not light, training, n, level, setting.prune if light else road.away(setting.prune)
+        training = 2 * (setting.prune not in trained) + _extra_qat(setting, can)
+        way = roads[setting.keep_float]
+        light = way.light(setting.prune, trained=setting.prune in trained)
+        ratio = setting.prune if light else way.away(setting.prune)
+        return worse, not light, training, len(setting.keep_float), levels[setting.calibration], ratio
 
     return key
 
 
-def _names(can: Capabilities) -> Iterable[tuple[str, ...]]:
-    return [tuple(sorted(island.name for island in kept)) for kept in can.kept()]
-
-
-def _best_calibration(found: Measurements, can: Capabilities) -> Calibration:
+def _best_calibration(found: Sequence[Seen], can: Capabilities) -> Calibration:
     """The calibration that lost least where two were measured on the same network; the cheaper of equals."""
     best = can.calibrations[0]
     for other in can.calibrations[1:]:
+        drops = {_network(s.setting): s.outcome.drop for s in found if s.setting.calibration == best}
         pairs = (
-            (a.drop or 0.0, b.drop or 0.0)
-            for one, a in found
-            for two, b in found
-            if (one.calibration, two.calibration) == (best, other) and _rest(one) == _rest(two)
+            (drops.get(_network(s.setting)), s.outcome.drop) for s in found if s.setting.calibration == other
         )
-        if any(b < a for a, b in pairs):
+        if any(a is not None and b is not None and b < a for a, b in pairs):
             best = other
     return best
 
 
-def _rest(setting: Setting) -> tuple[float, tuple[str, ...], bool]:
+def _network(setting: Setting) -> tuple[float, tuple[str, ...], bool]:
+    """What a setting says beside its calibration."""
     return setting.prune, setting.keep_float, setting.qat
-
-
-@dataclass(frozen=True)
-class _Road:
-    """How heavy networks of every ratio are predicted to be with some layers in float.
-
-    Between two measurements a straight line over the predicted share, beyond them the line through the nearest two.
-    """
-
-    found: Measurements
-    kept: tuple[str, ...]
-    budget: Budget
-    can: Capabilities
-
-    def light(self, ratio: float, trained: bool) -> bool:
-        """Should it be light enough, and a step that is wide enough to get on by?"""
-        if trained:
-            return self._predicted_light(ratio)
-        slow, fast = self._slow(), self._fast()
-        if fast is not None and ratio < fast:
-            width = fast - slow[-1] if slow else fast - self.can.ratios[0]
-            if ratio < fast - (1 - MIDDLE) * width:
-                return False
-            return ratio >= fast - MIDDLE * width or self._predicted_light(ratio)
-        if fast is None and len(slow) > GALLOP and ratio < min(self._gallop(slow), self.can.ratios[-1]):
-            return False
-        return self._predicted_light(ratio)
-
-    def away(self, ratio: float) -> float:
-        """How far a ratio that should be too heavy is from the one to try first among such."""
-        fast = self._fast()
-        return -ratio if fast is None or ratio >= fast else fast - ratio
-
-    def _gallop(self, slow: Sequence[float]) -> float:
-        return slow[-1] + 2 * (slow[-1] - slow[-2])
-
-    def _slow(self) -> list[float]:
-        """Ratios that were too heavy with no more layers in float, ascending."""
-        return sorted(
-            {
-                setting.prune
-                for setting, outcome in self.found
-                if too_heavy(outcome, self.budget) and set(setting.keep_float) <= set(self.kept)
-            }
-        )
-
-    def _fast(self) -> float | None:
-        """The smallest ratio that was light enough with no fewer layers in float."""
-        return min(
-            (
-                setting.prune
-                for setting, outcome in self.found
-                if not too_heavy(outcome, self.budget) and set(setting.keep_float) >= set(self.kept)
-            ),
-            default=None,
-        )
-
-    def _predicted_light(self, ratio: float) -> bool:
-        wanted = limits(self.budget)
-        return all(self._predicted(name, ratio) <= wanted[name] for name in (LATENCY, SIZE) if name in wanted)
-
-    def _predicted(self, name: str, ratio: float) -> float:
-        """In the unit of the limit; nothing where nothing was measured."""
-        points: dict[float, list[float]] = {}
-        for setting, outcome in self.found:
-            value = reached(outcome, name)
-            if value is not None:
-                share = self._share(name, setting.prune)
-                points.setdefault(share, []).append(value - self._of_islands(name, setting.keep_float))
-        means = sorted((x, sum(values) / len(values)) for x, values in points.items())
-        return _line(means, self._share(name, ratio)) + self._of_islands(name, self.kept)
-
-    def _share(self, name: str, ratio: float) -> float:
-        left = self.can.left(ratio)
-        return left.latency if name == LATENCY else left.size
-
-    def _of_islands(self, name: str, kept: Sequence[str]) -> float:
-        costs = {i.name: i.cost_ms if name == LATENCY else i.cost_bytes / 1e6 for i in self.can.islands}
-        return sum(costs.get(each, 0.0) for each in kept)
-
-
-def _line(points: Sequence[tuple[float, float]], x: float) -> float:
-    """Through the two points around `x`, or the nearest two; through the origin where there is one."""
-    if not points:
-        return 0.0
-    if len(points) == 1:
-        (x0, y0) = points[0]
-        return y0 * x / x0 if x0 > 0 else y0
-    at = next((i for i, (px, _) in enumerate(points) if px >= x), len(points) - 1)
-    (x0, y0), (x1, y1) = points[max(at - 1, 0)], points[max(at, 1)]
-    y = y0 + (y1 - y0) * (x - x0) / (x1 - x0)
-    return y if math.isfinite(y) else y1
