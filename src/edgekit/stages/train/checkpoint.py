@@ -78,8 +78,9 @@ def load(path: Path, fingerprint: str) -> dict[str, Any] | None:
         TypeError,
         ValueError,
     ) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(
-            f"{path}: cannot be read as the state of a training: {str(error).splitlines()[0]}",
+            f"{path}: cannot be read as the state of a training: {said}",
             expected="the file as it was written",
             way_out="Delete it; the training then starts anew.",
         ) from error
