@@ -11,6 +11,7 @@ import functools
 import importlib
 import logging
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ __all__ = ["Tuned", "autotune_accuracy"]
 
 PIP: Final = 'pip install "neural-compressor[pt]==3.10"'
 _NAME: Final = "edgekit"
+_LOG_LEVEL: Final = "LOG_LEVEL_INC"
 
 S = TypeVar("S")
 Q = TypeVar("Q")
@@ -144,8 +146,7 @@ def _algorithm() -> _Algorithm:
     Only the algorithm is registered, not its configuration: those of the registry are offered for any network that
     somebody tunes in this process, and ours are for one.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _no_log_file():
         base = _import("neural_compressor.common.base_config").BaseConfig
         quantization = _import("neural_compressor.torch.quantization")
         register_algo = _import("neural_compressor.torch.utils").register_algo
@@ -221,3 +222,19 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.disabled = before
+
+
+@contextmanager
+def _no_log_file() -> Iterator[None]:
+    """On import a second logger, of its FP8 part, would open `~/.habana_logs/inc_log.txt`; 6 is its word for off."""
+    given = os.environ.get(_LOG_LEVEL)
+    os.environ[_LOG_LEVEL] = given or "6"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if given is None:
+            del os.environ[_LOG_LEVEL]
+        else:
+            os.environ[_LOG_LEVEL] = given
