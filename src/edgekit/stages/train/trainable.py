@@ -281,5 +281,6 @@ def to_program(module: Trainable, like: Program) -> Program:
     with torch.no_grad():
         for name, tensor in own:
             if name in learned:
-                tensor.data = learned[name].detach().to("cpu", tensor.dtype, copy=True).contiguous()
+                # With a single channel, strides of channels last pass for contiguous; new memory has plain ones.
+                tensor.data = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(learned[name])
     return replace(like, graph=graph)
