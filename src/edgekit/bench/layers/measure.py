@@ -2,8 +2,11 @@
 
 A layer stands in its file several times, so that the call is a small part, and what an empty call takes is taken off.
 All layers of a batch run in turns, and each counts with its fastest turns: what disturbs a shared machine only ever
-adds time. Where the fastest turns do not agree, more follow. A machine also changes its pace over minutes; every batch
-measures one known layer, the yardstick, and is held against what that took when the table was begun.
+adds time.
+
+Where something else works on the same core, some kernels take half as long again and others hardly more, so that a
+table with both kinds of moments in it would be of no use. A known layer, the yardstick, runs between the turns; a turn
+counts where the machine was as quick before and after it as it has ever been seen. For such moments a batch waits.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import gc
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -27,14 +31,19 @@ from edgekit.errors import UsageError
 Step = Callable[[str], None]
 Run = Callable[[], None]
 
-# A time is settled when the fastest turns agree this well; until then there are more turns, so many at most.
-FASTEST: Final = 3
-AGREEMENT: Final = 0.02
-ROUNDS: Final = 7
-MOST_ROUNDS: Final = 42
-WARM_UP: Final = 2
+# A time is settled after so many turns when the fastest of them agree this well, or when there were too many.
+TURNS: Final = 4
+FASTEST: Final = 2
+AGREEMENT: Final = 1.02
+MOST_ROUNDS: Final = 40
+# The machine is quiet when the yardstick is within this share of its best; noise of a turn is about 1%.
+QUIET: Final = 1.05
+# A batch waits so long for quiet, looking again after every pause.
+WAIT_S: Final = 2.0
+PAUSE_S: Final = 0.005
+WARM_UP: Final = 3
 # A turn is long against the first call in it, which finds the caches full of the others' data.
-TURN_NS: Final = 250_000
+TURN_NS: Final = 200_000
 MOST_CALLS: Final = 64
 # So much work stands in a file that the cost of the call is a few percent; int8 kernels do about this much in 60 µs.
 FILE_MACS: Final = 9_000_000
@@ -46,9 +55,23 @@ KEEP_S: Final = 10.0
 # Less than the clock can tell: a layer costs something.
 LEAST_MS: Final = 1e-5
 
-YARDSTICK: Final = LayerShape("conv2d", 32, 32, (3, 3), (1, 1), (1, 1), (1, 1), 1, (16, 16))
+# A layer that suffers most from company.
+YARDSTICK: Final = LayerShape("conv2d", 16, 16, (3, 3), (1, 1), (1, 1), (1, 1), 1, (32, 32))
 # Small and large number of copies of the yardstick, between which the cost of the call shows.
-FEW, MANY = 1, 9
+FEW, MANY = 1, 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What came of a batch.
+
+    Attributes:
+        times: milliseconds of its layers.
+        yardstick_ms: fastest turns of the yardstick meanwhile.
+    """
+
+    times: tuple[float, ...]
+    yardstick_ms: float
 
 
 def measure_layers(
@@ -78,33 +101,66 @@ def measure_layers(
     known = load(store, key)
     unique = {name_of(shape): shape for shape in shapes}
     missing = [name for name in unique if name not in known.points]
-    kept_at = time.monotonic()
-    for start in range(0, len(missing), BATCH):
-        if step is not None:
-            step(f"layer latencies in {_NAMES[runtime]} · {start} of {len(missing)}")
-        names = missing[start : start + BATCH]
-        yardstick_ms, times = _measure([unique[name] for name in names], runtime, known.yardstick_ms)
-        known = Kept(yardstick_ms, {**known.points, **dict(zip(names, times, strict=True))})
-        if start + BATCH >= len(missing) or time.monotonic() - kept_at > KEEP_S:
-            known, kept_at = keep(store, key, known), time.monotonic()
+    if missing:
+        known = _extended(known, {name: unique[name] for name in missing}, runtime, store, step)
     return {shape: known.points[name_of(shape)] for shape in dict.fromkeys(shapes)}
 
 
-def _measure(
-    shapes: Sequence[LayerShape], runtime: str, yardstick_ms: float | None
-) -> tuple[float | None, list[float]]:
-    """Time a batch and hold it against the yardstick; returns what that took at first, and the layers' times."""
+def _extended(
+    known: Kept, missing: Mapping[str, LayerShape], runtime: str, store: Path | None, step: Step | None
+) -> Kept:
+    """Measure in batches and keep what was measured."""
+    names = list(missing)
+    batches = [names[start : start + BATCH] for start in range(0, len(names), BATCH)]
+    best, kept_at = known.yardstick_ms, time.monotonic()
+    loud: list[tuple[list[str], _Batch]] = []
+    for index, batch in enumerate(batches):
+        if step is not None:
+            step(f"layer latencies in {_NAMES[runtime]} · {index * BATCH} of {len(names)}")
+        found = _measure([missing[name] for name in batch], runtime, best)
+        best = found.yardstick_ms if best is None else min(best, found.yardstick_ms)
+        if found.yardstick_ms > QUIET * best:
+            loud.append((batch, found))
+            continue
+        known = Kept(best, {**known.points, **dict(zip(batch, found.times, strict=True))})
+        if time.monotonic() - kept_at > KEEP_S:
+            known, kept_at = keep(store, machine_key(runtime), known), time.monotonic()
+    for index, (batch, first) in enumerate(loud):
+        if step is not None:
+            step(f"layer latencies in {_NAMES[runtime]} · again, {index * BATCH} of {len(loud) * BATCH}")
+        second = _measure([missing[name] for name in batch], runtime, best)
+        times = [min(pair) for pair in zip(first.times, second.times, strict=True)]
+        known = Kept(best, {**known.points, **dict(zip(batch, times, strict=True))})
+    return keep(store, machine_key(runtime), known)
+
+
+def _measure(shapes: Sequence[LayerShape], runtime: str, best_ms: float | None) -> _Batch:
+    """Time a batch.
+
+    Args:
+        shapes: its layers.
+        runtime: "onnx" or "tflite".
+        best_ms: what the yardstick took in the best moment so far, None where that is not known.
+    """
     copies = [copies_of(shape) for shape in shapes]
-    files = [(YARDSTICK, FEW), (YARDSTICK, MANY), *zip(shapes, copies, strict=True)]
+    files = [(YARDSTICK, MANY), (YARDSTICK, FEW), *zip(shapes, copies, strict=True)]
     with tempfile.TemporaryDirectory(prefix="edgekit-layers-") as folder:
         runs = [_RUNNERS[runtime](Path(folder), shape, n) for shape, n in files]
-        few, many, *times = _settled(runs)
-    one = (many - few) / (MANY - FEW)
-    call_ms = max(few - one * FEW, 0.0)
-    first = one if yardstick_ms is None or one <= 0 else yardstick_ms
-    pace = first / one if one > 0 else 1.0
-    alone = [(ms - call_ms) / n * pace for n, ms in zip(copies, times, strict=True)]
-    return first if first > 0 else None, [max(ms, LEAST_MS) for ms in alone]
+        many, few, *times = _undisturbed(runs, None if best_ms is None else best_ms * MANY)
+    call_ms = max(few - max(many - few, 0.0) / (MANY - FEW) * FEW, 0.0)
+    alone = ((ms - call_ms) / n for n, ms in zip(copies, times, strict=True))
+    return _Batch(tuple(max(ms, LEAST_MS) for ms in alone), many / MANY)
+
+
+def _undisturbed(runs: Sequence[Run], best_ms: float | None) -> list[float]:
+    """`_Turns` with the garbage collector off."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return _Turns(runs, best_ms).fastest()
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def copies_of(shape: LayerShape) -> int:
@@ -112,30 +168,68 @@ def copies_of(shape: LayerShape) -> int:
     return int(np.clip(-(-FILE_MACS // shape.macs), 1, MOST_COPIES))
 
 
-def _settled(runs: Sequence[Run]) -> list[float]:
-    """Milliseconds of one call of each, in turns: the mean of the fastest turns."""
-    calls = [_calls(run) for run in runs]
-    turns: list[list[float]] = [[] for _ in runs]
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
+class _Turns:
+    """Runs that take turns, and what they took.
+
+    Args:
+        runs: the first is the yardstick.
+        best_ms: what the yardstick took in the best moment so far.
+    """
+
+    def __init__(self, runs: Sequence[Run], best_ms: float | None) -> None:
+        self.runs, self.calls = runs, [_calls(run) for run in runs]
+        self.quiet = [list[float]() for _ in runs]
+        self.loud = [list[float]() for _ in runs]
+        self.best_ms = float("inf") if best_ms is None else best_ms
+        self.until = time.monotonic() + WAIT_S
+        for _ in range(TURNS):
+            self.last_ms = self._yardstick()
+            time.sleep(PAUSE_S)
+
+    def fastest(self) -> list[float]:
+        """Milliseconds of one call of each: the mean of its fastest turns."""
         for index in range(MOST_ROUNDS):
-            open_ones = [i for i, times in enumerate(turns) if not _agree(times)]
-            if not open_ones:
+            unsettled = [i for i in range(len(self.runs)) if not _agree(self._pool(i))]
+            if not unsettled:
                 break
-            for i in open_ones[:: -1 if index % 2 else 1]:
-                turns[i].append(_turn(runs[i], calls[i]))
-    finally:
-        if was_enabled:
-            gc.enable()
-    return [sum(sorted(times)[:FASTEST]) / FASTEST for times in turns]
+            # Whoever comes last in one round comes first in the next.
+            for i in unsettled[:: -1 if index % 2 else 1]:
+                self._take(i)
+        return [_mean_of_fastest(self._pool(i, least=FASTEST)) for i in range(len(self.runs))]
+
+    def _take(self, i: int) -> None:
+        before, took = self.last_ms, _turn(self.runs[i], self.calls[i])
+        self.last_ms = self._yardstick()
+        if max(before, self.last_ms) <= QUIET * self.best_ms:
+            self.quiet[i].append(took)
+            return
+        self.loud[i].append(took)
+        if time.monotonic() < self.until:
+            time.sleep(PAUSE_S)
+            self.last_ms = self._yardstick()
+
+    def _pool(self, i: int, least: int = 0) -> list[float]:
+        """The turns that count: the quiet ones, and all when there was no more waiting for quiet."""
+        waited = time.monotonic() >= self.until
+        enough = len(self.quiet[i]) >= least if least else not waited
+        return self.quiet[i] if enough else self.quiet[i] + self.loud[i]
+
+    def _yardstick(self) -> float:
+        took = _turn(self.runs[0], self.calls[0])
+        self.best_ms = min(self.best_ms, took)
+        return took
 
 
-def _agree(times: Sequence[float]) -> bool:
-    if len(times) < ROUNDS:
+def _agree(turns: Sequence[float]) -> bool:
+    if len(turns) < TURNS:
         return False
-    fastest = sorted(times)[:FASTEST]
-    return fastest[-1] <= fastest[0] * (1 + AGREEMENT)
+    fastest = sorted(turns)[:FASTEST]
+    return fastest[-1] <= fastest[0] * AGREEMENT
+
+
+def _mean_of_fastest(turns: Sequence[float]) -> float:
+    fastest = sorted(turns)[:FASTEST]
+    return sum(fastest) / len(fastest)
 
 
 def _turn(run: Run, calls: int) -> float:
@@ -148,9 +242,9 @@ def _turn(run: Run, calls: int) -> float:
 
 
 def _calls(run: Run) -> int:
-    """Calls in a turn, after a few to warm up."""
+    """Calls in a turn; the first few warm up."""
     fastest = float("inf")
-    for _ in range(WARM_UP + 1):
+    for _ in range(WARM_UP):
         started = time.perf_counter_ns()
         run()
         fastest = min(fastest, time.perf_counter_ns() - started)

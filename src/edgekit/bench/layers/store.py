@@ -35,7 +35,7 @@ class Kept:
     """What a file knows of one runtime on this machine.
 
     Attributes:
-        yardstick_ms: what the layer that every measurement is held against took at first, None before.
+        yardstick_ms: best time ever of the layer that tells a quiet machine from a busy one, None before any.
         points: milliseconds of layers, by `name_of`.
     """
 
@@ -106,8 +106,8 @@ def keep(store: Path | None, key: str, found: Kept) -> Kept:
         lock = lock_folder(store.parent, wait=True)
     try:
         earlier = load(store, key)
-        yardstick = found.yardstick_ms if earlier.yardstick_ms is None else earlier.yardstick_ms
-        merged = Kept(yardstick, {**found.points, **earlier.points})
+        best = [ms for ms in (found.yardstick_ms, earlier.yardstick_ms) if ms is not None]
+        merged = Kept(min(best, default=None), {**found.points, **earlier.points})
         records = {**_records(store), key: asdict(merged)}
         with contextlib.suppress(OSError):
             _write(store, json.dumps({"format": FORMAT, "machines": records}))
