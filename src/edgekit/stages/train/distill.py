@@ -135,7 +135,7 @@ def _lessons(
     notes: tuple[str, ...] = ()
     used: Training | None = None
     if settings.labels and training.has_labels:
-        used, why = usable_labels(training, reading, original)
+        used, why = usable_labels(training, reading, original, doubted=settings.distill)
         notes = (why,) if why else ()
     if used is None and not settings.distill:
         raise UsageError(

@@ -46,7 +46,11 @@ def _reading(y: Array, metric: Metric, *, is_first: bool) -> Reading:
 
 
 def usable_labels(
-    training: Training, reading: Reading, run: Callable[[tuple[Array, ...]], tuple[Array, ...]]
+    training: Training,
+    reading: Reading,
+    run: Callable[[tuple[Array, ...]], tuple[Array, ...]],
+    *,
+    doubted: bool,
 ) -> tuple[Training | None, str | None]:
     """Do the training labels say what the first output should be?
 
@@ -54,6 +58,7 @@ def usable_labels(
         training: carries labels.
         reading: of the first output.
         run: the original network.
+        doubted: labels that the original network is far from are left out.
 
     Returns:
         The training samples with labels that are checked as they are read, or None and the reason why the labels
@@ -76,7 +81,7 @@ def usable_labels(
     if classes is not None:
         return replace(training, batches=_LabelCheck(training, classes)), None
     error = float(np.mean((output - labels.reshape(output.shape)) ** 2.0))
-    if error > _STRANGE * float(np.var(labels)):
+    if doubted and error > _STRANGE * float(np.var(labels)):
         return None, (
             "training labels were not used: the original network's outputs are farther from them than their own mean is"
         )
