@@ -426,3 +426,143 @@ def test_data_of_the_wrong_range_is_warned_about_and_right_data_is_not():
 def test_without_a_batch_norm_there_is_no_range_to_check():
     program = load_candidate(torch.nn.Linear(3, 2), input_shapes=[(1, 3)]).program
     assert check_range(program, (numbered(4) * 1e6,)) is None
+
+
+def training_rows(data: Data, order=None, size: int = 4) -> list[int]:
+    chosen = np.arange(data.n_training) if order is None else np.asarray(order)
+    return [int(row[0]) for (batch,), _ in data.training(chosen, size) for row in batch]
+
+
+@given(st.integers(2, 60), st.integers(1, 80), st.integers(0, 2**31))
+def test_of_one_set_a_fifth_is_measured_and_the_rest_trained_on(n, size, seed):
+    x = numbered(n)
+    data = opened({"x": x, "y": np.arange(n)}, seed=seed, calibration_size=size, training=True)
+    trained, measured = training_rows(data), evaluation_rows(data)
+    assert sorted(trained + measured) == list(range(n))
+    assert len(measured) == data.n_evaluation == max(1, n // 5)
+    assert set(calibration_rows(data)) <= set(trained)
+    assert data.n_calibration == min(size, len(trained))
+    assert data.training_has_labels
+    assert any("taken for training" in note for note in data.notes)
+    again = opened({"x": x, "y": np.arange(n)}, seed=seed, calibration_size=size, training=True)
+    assert (training_rows(again), again.training_sha256) == (trained, data.training_sha256)
+
+
+def test_nothing_is_set_apart_for_training_unasked():
+    plain, asked = opened({"x": numbered(40)}), opened({"x": numbered(40)}, training=True)
+    assert (plain.n_training, list(plain.training(np.arange(0), 4)), plain.training_sha256) == (0, [], "")
+    assert plain.n_calibration + plain.n_evaluation == 40
+    assert asked.n_training == 32
+    assert opened(None, training=True).n_training == 0
+    assert opened({"x": numbered(1)}, training=True).n_training == 0
+
+
+def test_the_training_set_is_used_as_named():
+    x = numbered(30)
+    arrays = {"train_x": x[:10], "train_y": np.arange(10), "eval_x": x[10:], "eval_y": np.arange(20)}
+    data = opened(arrays, training=True, calibration_size=4)
+    assert training_rows(data) == list(range(10))
+    assert set(calibration_rows(data)) <= set(range(10))
+    assert evaluation_rows(data) == list(range(10, 30))
+    data = opened({**arrays, "calib_x": x[5:8]}, training=True)
+    assert (training_rows(data), calibration_rows(data)) == (list(range(10)), [5, 6, 7])
+    data = opened({"train_x": x, "train_y": np.arange(30)}, training=True)
+    assert (data.n_training, data.n_evaluation) == (24, 6)
+
+
+def test_without_a_training_set_the_calibration_set_is_trained_on_and_that_is_said():
+    data = opened({"calib_x": numbered(30)[:12], "x": numbered(30)[12:]}, training=True, calibration_size=3)
+    assert (data.n_calibration, training_rows(data), data.training_has_labels) == (3, list(range(12)), False)
+    assert any("12 samples for calibration are trained on" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_training_rows_come_in_the_order_that_is_asked_for(tmp_path, save):
+    path = tmp_path / "d.npz"
+    save(path, train_x=numbered(9), train_y=np.arange(9), eval_x=numbered(9)[:2] + 50)
+    data = opened(path, training=True)
+    assert training_rows(data, [7, 0, 3, 8], size=3) == [7, 0, 3, 8]
+    batches = list(data.training(np.array([7, 0, 3, 8]), 3))
+    assert [len(labels) for _, labels in batches] == [3, 1]
+    assert batches[0][1].tolist() == [7, 0, 3]
+
+
+def test_training_samples_are_checked_as_they_are_read():
+    x = numbered(12)
+    x[9, 1] = np.nan
+    data = opened({"train_x": x, "eval_x": numbered(3) + 90}, training=True, calibration_size=1, seed=1)
+    with pytest.raises(UsageError, match="row 9"):
+        training_rows(data, [3, 9, 1])
+    assert training_rows(data, [3, 1]) == [3, 1]
+
+
+@pytest.mark.parametrize("change", ["x", "y"])
+def test_the_hash_of_the_training_set_tells_samples_and_labels_apart(change):
+    arrays = {"train_x": numbered(8), "train_y": np.arange(8), "eval_x": numbered(2) + 20}
+    before = opened(arrays, training=True).training_sha256
+    changed = {**arrays, f"train_{change}": arrays[f"train_{change}"] + 1}
+    assert opened(changed, training=True).training_sha256 != before
+    assert opened(dict(arrays), training=True).training_sha256 == before
+
+
+def source_of(n: int, batch: int):
+    def source():
+        for i in range(0, n, batch):
+            yield numbered(n)[i : i + batch], np.arange(n)[i : i + batch]
+
+    return source
+
+
+@given(st.integers(5, 90), st.integers(1, 20), st.integers(1, 16), st.integers(0, 99))
+def test_a_stream_is_shuffled_within_windows_and_gives_full_batches(n, batch, size, seed):
+    from edgekit.data import rows
+
+    data = opened(source_of(n, batch), training=True, seed=seed)
+    order = np.random.default_rng(seed).permutation(data.n_training)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "_WINDOW_ROWS", 16)
+        batches = list(data.training(order, size))
+        again = training_rows(data, order, size)
+    seen = [int(row[0]) for (x,), _ in batches for row in x]
+    assert sorted(seen) == training_rows(data)
+    assert all(len(labels) == size for _, labels in batches[:-1])
+    assert all(x[:, 0].astype(int).tolist() == labels.tolist() for (x,), labels in batches)
+    assert again == seen
+
+
+def test_a_stream_in_one_window_comes_in_the_order_that_is_asked_for():
+    data = opened(source_of(40, 7), training=True)
+    rows = training_rows(data)
+    order = np.random.default_rng(3).permutation(data.n_training)
+    assert training_rows(data, order, 8) == [rows[i] for i in order]
+    assert training_rows(data, order[:9], 4) == [rows[i] for i in order[:9]]
+
+
+def test_class_folders_may_have_a_training_folder(tmp_path):
+    for part, n in (("Train", 5), ("val", 2), ("calib", 3)):
+        for kind in ("ape", "bee"):
+            folder = tmp_path / part / kind
+            folder.mkdir(parents=True)
+            for i in range(n):
+                Image.new("RGB", (6, 4), (i, n, 0)).save(folder / f"{i}.png")
+    data = opened(tmp_path, IMAGE, training=True)
+    assert (data.n_calibration, data.n_evaluation, data.n_training) == (6, 4, 10)
+    (images,), labels = next(iter(data.training(np.array([9, 0]), 2)))
+    assert images.shape == (2, 3, 4, 6)
+    assert labels.tolist() == [1, 0]
+    before = data.training_sha256
+    Image.new("RGB", (6, 4), (99, 0, 0)).save(tmp_path / "Train" / "ape" / "0.png")
+    assert opened(tmp_path, IMAGE, training=True).training_sha256 != before
+
+
+def test_inputs_carry_the_training_set_where_there_is_one():
+    from edgekit.inputs import Training, from_data
+
+    program = load_candidate(torch.nn.Linear(3, 2), input_shapes=[(2, 3)]).program
+    inputs = from_data(opened({"x": numbered(20), "y": np.arange(20)}, training=True), program)
+    assert (inputs.training.n, inputs.training.has_labels, len(inputs.training.sha256)) == (16, True, 64)
+    (x,), y = next(iter(inputs.training.batches(np.array([3, 1]), 2)))
+    assert x[:, 0].astype(int).tolist() == y.tolist()
+    assert from_data(opened({"x": numbered(20)}), program).training is None
+    with pytest.raises(ValueError, match="at least 1"):
+        Training(0, False, inputs.training.batches, "")

@@ -164,7 +164,7 @@ def open_data(
     preprocessing: Preprocessing | None,
     seed: int,
     calibration_size: int = 256,
-    training: bool = False,
+    training: bool | None = False,
 ) -> Data:
     """Open data of any kind and set calibration, training and evaluation apart.
 
@@ -177,7 +177,7 @@ def open_data(
         seed: decides which samples calibrate.
         calibration_size: at most so many samples calibrate.
         training: samples to train on are wanted: those that the source names as such, else, of one set only, four
-            in five of its samples.
+            in five of its samples. None takes them only where the source names some.
 
     Returns:
         The data; with one set only, no sample is measured that calibrates or is trained on.
@@ -198,6 +198,7 @@ def open_data(
         preprocessing, note = default_for(_image_input(wanted).shape)
         notes = (note,)
     sets = _open(spec, wanted, preprocessing)
+    training = sets.training is not None if training is None else training
     calibration, evaluation, trained, more = _set_apart(sets, seed, calibration_size, training=training)
     notes += sets.notes + more
     data = Data(
