@@ -38,6 +38,7 @@ def compress(
     layout: str | None = None,
     seed: int | None = None,
     resume: bool = False,
+    from_trial: int | None = None,
     progress: Callable[[str, str], None] | None = None,
     command: str = "edgekit.compress",
 ) -> Bundle:
@@ -70,6 +71,7 @@ def compress(
         layout: "nchw" or "nhwc" input of the TFLite file.
         seed: of every random choice.
         resume: go on from the finished stages of an interrupted run.
+        from_trial: make this trial of the search whose bundle is at `out` again, with the same other arguments.
         progress: called with (stage, detail).
         command: recorded in the report.
 
@@ -107,6 +109,7 @@ def compress(
         trust=trust,
         input_shapes=_shapes(input_shape),
         resume=resume,
+        from_trial=from_trial,
         command=command,
     )
     return run(request, progress or (lambda _stage, _detail: None))

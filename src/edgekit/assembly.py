@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+from edgekit.attempt import Attempt
 from edgekit.bundle import (
     Bundle,
     Golden,
@@ -17,14 +18,24 @@ from edgekit.bundle import (
     write_manifest,
     write_report,
 )
-from edgekit.errors import LoweringError
+from edgekit.evaluate import Metric
 from edgekit.inputs import Inputs
 from edgekit.judge import Judged, census
 from edgekit.load import Candidate
 from edgekit.lower import SUFFIX
 from edgekit.recipe import Recipe
-from edgekit.report import ArtifactResult, Baseline, Provenance, StageResult, build_report, render_html
-from edgekit.stages.quantize.choose import ISLANDS, STATIC, WEIGHTS, Settled
+from edgekit.report import (
+    ArtifactResult,
+    Baseline,
+    Provenance,
+    SearchResult,
+    StageResult,
+    build_report,
+    render_html,
+)
+from edgekit.report.numbers import milliseconds
+from edgekit.stages.quantize.choose import ISLANDS, STATIC, WEIGHTS
+from edgekit.trials import Found
 from edgekit.versions import versions
 from edgekit_converters.onnx import opset_of
 from edgekit_converters.parity import output_steps, run_reference
@@ -41,16 +52,25 @@ MINIMUM_RUNTIME: Final = {"onnx": "1.17.0", "tflite": "2.14.0", "coreml": "17.0"
 def write_bundle(
     out: Path,
     command: str,
-    recipe: Recipe,
     candidate: Candidate,
-    settled: Settled,
     inputs: Inputs,
-    judged: Mapping[str, Judged],
-    baseline: Baseline,
-    failures: Sequence[LoweringError],
-    stages: Sequence[StageResult],
+    metric: Metric,
+    found: Found,
+    before: Sequence[StageResult],
 ) -> Bundle:
-    """Assemble the directory; it appears whole or not at all."""
+    """Assemble the directory; it appears whole or not at all.
+
+    Args:
+        out: where.
+        command: for the provenance.
+        candidate: the model.
+        inputs: that it was judged on.
+        metric: that it was judged by.
+        found: what is shipped, and what else was tried.
+        before: stages that ran before the attempts.
+    """
+    made = found.attempt
+    recipe, judged = made.recipe, made.judged
     name = recipe.model.name or candidate.name
     provenance = Provenance(
         seed=recipe.seed,
@@ -63,14 +83,15 @@ def write_bundle(
     report = build_report(
         name=name,
         version=recipe.model.version,
-        baseline=baseline,
-        artifacts=[_result(j) for j in judged.values()],
-        layers=settled.layers,
-        stages=stages,
+        baseline=_baseline(candidate, metric, made),
+        artifacts=[_result(j, made.shrunk.predicted) for j in judged.values()],
+        layers=made.settled.layers,
+        stages=(*before, *made.stages),
         budget=recipe.budget,
         provenance=provenance,
         notes=inputs.notes,
-        failures=failures,
+        failures=made.failures,
+        search=SearchResult(found.trials, found.number, found.miss),
     )
     with assemble(out) as folder:
         for j in judged.values():
@@ -81,6 +102,19 @@ def write_bundle(
             write_golden(folder, _golden(variant.program, inputs, allowed), GOLDEN_FILES[variant.name])
         write_report(folder, report, render_html(report))
     return Bundle.open(out)
+
+
+def _baseline(candidate: Candidate, metric: Metric, made: Attempt) -> Baseline:
+    value, n = next(iter(made.judged.values())).baseline
+    return Baseline(
+        metric=metric.name,
+        value=value,
+        n=n,
+        params=candidate.params,
+        macs=made.shrunk.macs or sum(layer.macs for layer in made.settled.layers),
+        size_bytes=4 * candidate.params,
+        latency=next((j.float_latency for j in made.judged.values() if j.float_latency), None),
+    )
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -155,13 +189,19 @@ def _artifact(judged: Judged, recipe: Recipe) -> contract.Artifact:
     )
 
 
-def _result(judged: Judged) -> ArtifactResult:
+def _result(judged: Judged, predicted: Mapping[str, tuple[float, float]]) -> ArtifactResult:
     saved, quality = judged.saved, judged.quality
     counted = census(saved.format, saved.path)
     twin = saved.path.with_name(f"float{SUFFIX[saved.format]}")
     notes = list(judged.notes)
     if saved.format == "coreml":
         notes.append(f"judged on {quality.n} inputs by the reference evaluator")
+    if saved.format in predicted and judged.latency:
+        whole, left = predicted[saved.format]
+        notes.append(
+            f"layers predicted to take {milliseconds(left)} after pruning ({milliseconds(whole)} before); "
+            f"the file was measured at {milliseconds(judged.latency.p50_ms)}"
+        )
     if judged.variant.name != STATIC:
         notes.append(f"faster here: {judged.variant.name}")
     return ArtifactResult(

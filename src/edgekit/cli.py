@@ -95,6 +95,9 @@ def compress(
     layout: Annotated[str | None, typer.Option(help="nchw or nhwc input of the TFLite file.")] = None,
     seed: Annotated[str | None, typer.Option(metavar="N", help="Of every random choice.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interrupt.")] = False,
+    from_trial: Annotated[
+        str | None, typer.Option(metavar="N", help="Make trial N of the report at the output again.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report to stdout, nothing else.")
     ] = False,
@@ -127,6 +130,7 @@ def compress(
             layout=layout,
             seed=_number("--seed", seed, int),
             resume=resume,
+            from_trial=_number("--from-trial", from_trial, int),
             command=shlex.join(["edgekit", *sys.argv[1:]]),
         )
     )

@@ -60,7 +60,7 @@ def _load(model: Any, data: Any, wish: Mapping[str, Any]) -> Candidate:
 
 
 def open_inputs(
-    given: Any, recipe: Recipe, candidate: Candidate, work: WorkDir, *, training: bool = False
+    given: Any, recipe: Recipe, candidate: Candidate, work: WorkDir, *, training: bool | None = False
 ) -> Inputs:
     """The user's data, checked against the float model; or inputs distilled from the model.
 
@@ -69,7 +69,7 @@ def open_inputs(
         recipe: preprocessing and sizes.
         candidate: the float model.
         work: where distilled inputs are kept.
-        training: samples to train on are needed, too.
+        training: samples to train on are needed, too; None takes them where the data names some.
 
     Raises:
         UsageError: the data cannot be used, or there is none to train on.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,12 +55,13 @@ class Shrunk:
     program: Program
     key: str
     macs: int | None = None
-    predicted: Mapping[str, tuple[float, float]] | None = None
+    predicted: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def needs_training(recipe: Recipe) -> bool:
     """Does the recipe ask for training inputs?"""
-    return bool((recipe.prune.ratio and recipe.train.epochs) or recipe.train.student)
+    pruned = bool(recipe.prune.ratio and recipe.train.epochs)
+    return pruned or recipe.train.student is not None or recipe.qat.enabled is True
 
 
 def shrink(

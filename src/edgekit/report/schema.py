@@ -19,6 +19,7 @@ __all__ = [
     "LayerResult",
     "Proof",
     "Provenance",
+    "SearchResult",
     "StageResult",
     "build_report",
     "verdict",
@@ -140,6 +141,21 @@ class LayerResult:
 
 
 @dataclass(frozen=True, slots=True)
+class SearchResult:
+    """What was tried to hold the budget.
+
+    Attributes:
+        trials: number, setting, outcome, feasible, why and pareto of each; empty where nothing was searched.
+        chosen: number of the trial whose files these are; None without a search.
+        miss: sentences on what binds; empty where the budget holds.
+    """
+
+    trials: tuple[Mapping[str, Any], ...] = ()
+    chosen: int | None = None
+    miss: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Provenance:
     """Where the bundle comes from; hashes in hex."""
 
@@ -246,6 +262,7 @@ def build_report(
     provenance: Provenance,
     notes: Sequence[str] = (),
     failures: Sequence[LoweringError] = (),
+    search: SearchResult | None = None,
 ) -> dict[str, Any]:
     """Return the content of `report.json`: plain JSON values, no NaN, infinities as null.
 
@@ -260,13 +277,17 @@ def build_report(
         provenance: where it comes from.
         notes: plain sentences that a reader must not miss.
         failures: formats that could not be lowered.
+        search: what was tried to hold the budget.
     """
-    reasons = verdict(baseline=baseline, artifacts=artifacts, layers=layers, budget=budget, failures=failures)
+    search = search or SearchResult()
+    found = verdict(baseline=baseline, artifacts=artifacts, layers=layers, budget=budget, failures=failures)
+    # What binds among all trials counts only where the files that were written do miss the budget.
+    reasons = [*found, *(search.miss if found else ())]
     report = {
         "schema": 1,
         "model": {"name": name, "version": version},
         "accepted": not reasons,
-        "reasons": list(reasons),
+        "reasons": reasons,
         "notes": list(notes),
         "budget": {key: getattr(budget, key) for key in _BUDGET_KEYS},
         "baseline": _baseline_tree(baseline),
@@ -274,6 +295,8 @@ def build_report(
         "failures": [_failure_tree(failure) for failure in failures],
         "stages": [_stage_tree(stage) for stage in stages],
         "layers": [_layer_tree(layer) for layer in layers],
+        "trials": [dict(trial) for trial in search.trials],
+        "trial": search.chosen,
         "provenance": _provenance_tree(provenance),
     }
     plain: dict[str, Any] = _plain(report)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from edgekit.evaluate import Metric
 from edgekit.inputs import Batch, Inputs, input_values, scoring
 from edgekit.recipe import Recipe
 from edgekit.report import LayerResult
+from edgekit.search import autotune_accuracy
 from edgekit.stages.quantize.apply import grids
 from edgekit.stages.quantize.plan import BY_NAME, elementwise
 from edgekit.stages.quantize.search import Choice, Setting, rebuild, search, weights_only
@@ -66,6 +66,7 @@ class Settled:
         notes: what was tried.
         setting: how the grid was chosen.
         islands: ops that `ISLANDS` keeps float; without any there is no such variant.
+        kept: layers that were kept float for the budget.
     """
 
     variants: Mapping[str, Variant]
@@ -74,6 +75,7 @@ class Settled:
     notes: tuple[str, ...]
     setting: Setting
     islands: tuple[str, ...]
+    kept: tuple[str, ...] = ()
 
 
 def settle(
@@ -97,18 +99,21 @@ def settle(
         model_sha256: part of the key.
         step: told what is being done.
     """
-    key = stage_key("quantize", model_sha256, inputs.sha256, recipe.digest(), metric.name, torch.__version__)
+    settings = asdict(recipe.quantize), recipe.budget.max_drop, recipe.seed
+    key = stage_key("quantize", model_sha256, inputs.sha256, settings, metric.name, torch.__version__)
 
     def make(folder: Path) -> dict[str, Any]:
         judged = scoring(inputs)
-        choice, notes = _within_budget(program, inputs, recipe, metric, judged, step)
+        chosen = _within_budget(program, inputs, recipe, metric, judged, step)
+        choice = chosen.choice
         layers = _layers(choice, recipe, judged, step)
         save_program(choice.program, folder / FILES[STATIC])
         observed = choice.observed
         between = elementwise(observed.program.graph, observed.plan)
         kept = [name for name, why in observed.plan.kept_float.items() if why == BY_NAME]
         return {
-            "notes": notes,
+            "notes": chosen.notes,
+            "kept": chosen.kept,
             "layers": [asdict(layer) for layer in layers],
             "setting": asdict(choice.best.setting),
             "islands": [*kept, *between] if between else [],
@@ -118,7 +123,8 @@ def settle(
     variants = {STATIC: _variant(STATIC, folder)}
     layers = tuple(LayerResult(**layer) for layer in facts["layers"])
     setting = Setting(**facts["setting"])
-    return Settled(variants, key, layers, tuple(facts["notes"]), setting, tuple(facts["islands"]))
+    notes, islands, kept = (tuple(facts[name]) for name in ("notes", "islands", "kept"))
+    return Settled(variants, key, layers, notes, setting, islands, kept)
 
 
 def settle_rung(
@@ -172,6 +178,15 @@ def _variant(name: str, folder: Path) -> Variant:
     return Variant(name, program, archive)
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    """The grid, with layers kept float where the budget needs it."""
+
+    choice: Choice
+    kept: tuple[str, ...]
+    notes: list[str]
+
+
 def _within_budget(
     program: Program,
     inputs: Inputs,
@@ -179,27 +194,32 @@ def _within_budget(
     metric: Metric,
     judged: Sequence[Batch],
     step: Callable[[str], None],
-) -> tuple[Choice, list[str]]:
+) -> _Chosen:
     choice = search(program, recipe.quantize, inputs.calibration, judged, step=step)
     notes = [str(trial) for trial in choice.trials]
     lost = _lost(choice.program, program, inputs, metric)
-    allowed = math.inf if recipe.budget.max_drop is None else recipe.budget.max_drop
-    if lost <= allowed:
-        return choice, notes
+    allowed = recipe.budget.max_drop
+    if allowed is None or lost <= allowed:
+        return _Chosen(choice, (), notes)
     step("looking for the layers that cost most")
     worst = _worst_layers(choice, judged, recipe.quantize.percentile)
-    best, least = choice, lost
-    for n in WORST:
-        if n > len(worst):
-            break
-        trial = search(program, recipe.quantize, inputs.calibration, judged, keep_float=worst[:n], step=step)
-        lost_now = _lost(trial.program, program, inputs, metric)
-        notes.append(f"kept float {', '.join(worst[:n])}: loses {lost_now:.4f} instead of {lost:.4f}")
-        if lost_now < least:
-            best, least = trial, lost_now
-        if lost_now <= allowed:
-            break
-    return best, notes
+
+    def without(kept: tuple[str, ...]) -> Choice:
+        step(f"keeping {len(kept)} layers float")
+        return search(program, recipe.quantize, inputs.calibration, judged, keep_float=kept, step=step)
+
+    sets = [tuple(worst[:n]) for n in WORST if n <= len(worst)]
+    if not sets:
+        return _Chosen(choice, (), notes)
+    tuned = autotune_accuracy(
+        sets, without, lambda found: _lost(found.program, program, inputs, metric), tolerance=allowed
+    )
+    notes += [
+        f"kept float {', '.join(kept)}: loses {now:.4f} instead of {lost:.4f}" for kept, now in tuned.trials
+    ]
+    if tuned.drop >= lost:
+        return _Chosen(choice, (), notes)
+    return _Chosen(tuned.product, tuned.setting, notes)
 
 
 def _lost(quantized: QuantizedProgram, program: Program, inputs: Inputs, metric: Metric) -> float:

@@ -1,0 +1,198 @@
+"""One attempt: a network made smaller, on the grid, in every format, proven and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from edgekit.artifacts import timed_files, write_files
+from edgekit.clock import Clock
+from edgekit.errors import LoweringError
+from edgekit.evaluate import Metric
+from edgekit.inputs import Inputs
+from edgekit.judge import Judged, assess, prove, time_files, why_not
+from edgekit.load import Candidate
+from edgekit.lower import SUFFIX
+from edgekit.recipe import Budget, Recipe
+from edgekit.report import StageResult
+from edgekit.shrink import Shrunk, shrink
+from edgekit.stages.qat import train_settled
+from edgekit.stages.quantize.choose import LADDER, STATIC, WEIGHTS, Settled, settle, settle_rung
+from edgekit.workdir import WorkDir
+from edgekit_converters.cleanup import clean
+from edgekit_converters.program import Program
+
+TIMING_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all attempts at a model have in common.
+
+    Attributes:
+        candidate: the model.
+        inputs: to calibrate, train, prove and judge with.
+        metric: that files are judged by.
+        work: finished stages.
+        clock: of the run.
+    """
+
+    candidate: Candidate
+    inputs: Inputs
+    metric: Metric
+    work: WorkDir
+    clock: Clock
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What one recipe came to.
+
+    Attributes:
+        recipe: with its limits spelt out.
+        shrunk: the network that was quantized.
+        settled: the grid.
+        judged: format to file.
+        failures: formats that could not be lowered.
+        stages: that ran for it.
+    """
+
+    recipe: Recipe
+    shrunk: Shrunk
+    settled: Settled
+    judged: Mapping[str, Judged]
+    failures: tuple[LoweringError, ...]
+    stages: tuple[StageResult, ...]
+
+
+def attempt(task: Task, recipe: Recipe, *, islands: bool = True) -> Attempt:
+    """Do what a recipe says.
+
+    Args:
+        task: the model and its data.
+        recipe: what to do.
+        islands: keep layers float where the grid alone loses more than the budget allows.
+
+    Raises:
+        UsageError: the recipe asks for what the data or the network cannot give.
+    """
+    candidate, inputs, metric, work, clock = (
+        task.candidate,
+        task.inputs,
+        task.metric,
+        task.work,
+        task.clock,
+    )
+    begun = len(clock.results())
+    shrunk = shrink(candidate.program, candidate.sha256, inputs, recipe, metric, work, clock)
+    with clock.stage("clean") as notes:
+        program, changes = clean(shrunk.program)
+        notes.extend(f"{c.name}: {c.rewrites}" for c in changes)
+    with clock.stage("quantize") as notes:
+        searched = _searched(recipe, metric, islands=islands)
+        settled = settle(program, inputs, searched, metric, work, shrunk.key, step=clock.detail)
+        notes.extend(settled.notes)
+    if recipe.qat.enabled is True:
+        with clock.stage("qat") as notes:
+            settled = train_settled(
+                settled, program, candidate.program, inputs, metric, recipe, work, step=clock.detail
+            )
+            notes.extend(settled.notes)
+    job = _Job(task, with_drop(recipe, metric), program, searched)
+    judged, failures = _climb(job, settled)
+    return Attempt(job.recipe, shrunk, settled, judged, tuple(failures), clock.results()[begun:])
+
+
+def with_drop(recipe: Recipe, metric: Metric) -> Recipe:
+    """Spell the default of `max_drop` out; it depends on what is measured."""
+    if recipe.budget.max_drop is not None:
+        return recipe
+    return replace(recipe, budget=replace(recipe.budget, max_drop=metric.default_drop))
+
+
+def _searched(recipe: Recipe, metric: Metric, *, islands: bool) -> Recipe:
+    """The recipe that the grid is chosen by; without a limit to the drop, no layer is kept float for it.
+
+    Tipping a borderline input is no loss by itself: for agreement, only a limit that the user named counts.
+    """
+    if not islands:
+        return replace(recipe, budget=replace(recipe.budget, max_drop=None))
+    return recipe if metric.name == "agreement" else with_drop(recipe, metric)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the rungs of the ladder have in common."""
+
+    task: Task
+    recipe: Recipe
+    program: Program
+    searched: Recipe
+
+
+def _climb(job: _Job, settled: Settled) -> tuple[dict[str, Judged], list[LoweringError]]:
+    """Lower to every format, and what is slower than float or loses too much again, by the next rung of the ladder."""
+    task = job.task
+    judged, failures = _judge(job, settled, STATIC, job.recipe.formats)
+    for rung in LADDER[1:]:
+        again = [name for name, j in judged.items() if _wants(rung, j, job.recipe.budget)]
+        if not again:
+            continue
+        with task.clock.stage("quantize"):
+            settled = settle_rung(
+                rung, settled, job.program, task.inputs, job.searched, task.work, step=task.clock.detail
+            )
+        if rung not in settled.variants:
+            continue
+        found, _ = _judge(job, settled, rung, again)
+        judged |= {name: _better(judged[name], j, job) for name, j in found.items()}
+    return {name: _told(j, j, job) if j.slower else j for name, j in judged.items()}, failures
+
+
+def _wants(rung: str, judged: Judged, budget: Budget) -> bool:
+    """A rung is for what is slower than float; the one without a grid for activations also for what loses too much."""
+    return (judged.slower and not budget.allow_slower) or (rung == WEIGHTS and judged.lossy(budget))
+
+
+def _judge(
+    job: _Job, settled: Settled, rung: str, formats: Sequence[str]
+) -> tuple[dict[str, Judged], list[LoweringError]]:
+    """Lower one variant to some formats, prove every file, measure it, and time it beside its float twin."""
+    task, variant, clock = job.task, settled.variants[rung], job.task.clock
+    with clock.stage("lower"):
+        files, failures = write_files(
+            variant, formats, settled.key, task.candidate, job.recipe, task.work, step=clock.detail
+        )
+    with clock.stage("prove"):
+        proofs = prove(variant.program, files, task.inputs.proof)
+    with clock.stage("evaluate"):
+        value, n, quality = assess(task.candidate.program, files, task.inputs, task.metric, step=clock.detail)
+    with clock.stage("time"):
+        latency = time_files(timed_files(files), max_seconds=TIMING_SECONDS)
+    judged = {
+        name: Judged(
+            saved,
+            variant,
+            proofs[name],
+            quality[name],
+            latency.get(name),
+            latency.get(f"{name} float"),
+            (value, n),
+        )
+        for name, saved in files.items()
+    }
+    return judged, failures
+
+
+def _better(before: Judged, after: Judged, job: _Job) -> Judged:
+    """The better of two lowerings of one format, with a note of the other."""
+    best, other = (after, before) if after.better_than(before, job.recipe.budget) else (before, after)
+    return _told(replace(best, notes=before.notes), other, job)
+
+
+def _told(judged: Judged, other: Judged, job: _Job) -> Judged:
+    """With notes on what speaks against a lowering."""
+    twin = other.saved.path.with_name(f"float{SUFFIX[other.saved.format]}")
+    why = why_not(other, twin, job.task.metric.name, job.recipe.budget)
+    return replace(judged, notes=(*judged.notes, *why))
