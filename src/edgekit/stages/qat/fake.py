@@ -4,8 +4,9 @@ Rounding has the gradient of the identity, and none beyond the ends of the grid 
 clipped gradient). Where a scale is learned, its gradient is that of Esser et al., "Learned step size quantization"
 (2020), equations 3 and 4.
 
-Everything that is learned has no unit, so that one learning rate suits all of it: weights are shares of the largest
-weight that their channel can hold, and a scale is the logarithm of its growth.
+Everything that is learned has no unit, so that one learning rate suits all of it: weights are multiples of the largest
+weight that their channel can hold, divided by the square root of the number of weights of an output, so that equal
+learning rates move outputs by equal shares; and a scale is the logarithm of its growth.
 """
 
 from __future__ import annotations
@@ -55,33 +56,57 @@ def grown_scale(scale: float, growth: Tensor) -> float:
     return float(_grown(scale, growth.detach().cpu()))
 
 
-def on_channel_grid(share: Tensor, scales: Tensor, growth: Tensor | None, axis: int, limit: int) -> Tensor:
+def on_channel_grid(
+    share: Tensor, scales: Tensor, growth: Tensor | None, axis: int, limit: int, unit: float
+) -> Tensor:
     """Weights after quantization to `[-limit, limit]` per channel and back.
 
     Args:
-        share: weights in units of `scales * limit`, any shape.
+        share: weights in units of `scales * unit`, any shape.
         scales: with which training began, float32 `[channels]`.
         growth: logarithm of what became of the scales, `[channels]`; None where they are frozen.
         axis: of the channels.
         limit: largest integer.
+        unit: steps of the initial scale.
     """
     shape = [-1 if i == axis else 1 for i in range(share.dim())]
     if growth is None:
-        integers = channel_integers(share, None, axis, limit)
+        integers = channel_integers(share, None, axis, limit, unit)
         return integers * scales.reshape(shape)
     damping = (max(share.numel() // max(scales.numel(), 1), 1) * limit) ** -0.5
     damped: Tensor = _Damped.apply(growth, damping)
-    integers = channel_integers(share, damped, axis, limit)
+    integers = channel_integers(share, damped, axis, limit, unit)
     return integers * (scales * damped.exp()).reshape(shape)
 
 
-def channel_integers(share: Tensor, growth: Tensor | None, axis: int, limit: int) -> Tensor:
+def channel_integers(share: Tensor, growth: Tensor | None, axis: int, limit: int, unit: float) -> Tensor:
     """The whole numbers that stand for weights, float32 in `[-limit, limit]`; arguments as for `on_channel_grid`."""
-    steps = share * limit
+    steps = share * unit
     if growth is not None:
         steps = steps / growth.exp().reshape([-1 if i == axis else 1 for i in range(share.dim())])
     rounded: Tensor = _Rounded.apply(steps.clamp(-limit, limit))
     return rounded
+
+
+def on_bias_grid(
+    bias: Tensor, scales: Tensor, growth: Tensor | None, input_scale: float, input_growth: Tensor | None
+) -> Tensor:
+    """A bias at the nearest multiples of the scale of its inputs times those of its weights, float32 `[channels]`.
+
+    Args:
+        bias: float32 `[channels]`.
+        scales: of the weights when training began.
+        growth: of those; None where they are frozen.
+        input_scale: of the inputs when training began.
+        input_growth: of that; None where it is frozen.
+    """
+    with torch.no_grad():
+        grown = scales if growth is None else scales * growth.exp()
+        steps = grown.double() * (
+            input_scale if input_growth is None else _grown(input_scale, input_growth).double()
+        )
+    result: Tensor = _Snapped.apply(bias, steps)
+    return result
 
 
 def in_units(share: Tensor, unit: Tensor) -> Tensor:
@@ -103,6 +128,18 @@ class _Rounded(Function):  # type: ignore[misc]
     @staticmethod
     def backward(_ctx: Any, *gradients: Tensor) -> Tensor:
         return gradients[0]
+
+
+class _Snapped(Function):  # type: ignore[misc]
+    """The nearest multiple of a step, the gradient of the identity."""
+
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor, steps: Tensor) -> Tensor:
+        return ((x.double() / steps).round_() * steps).float()
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
 
 
 class _Damped(Function):  # type: ignore[misc]

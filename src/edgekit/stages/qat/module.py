@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,6 +41,7 @@ class Weight:
         scales: name of the buffer of its scales.
         axis: of its channels.
         limit: largest integer.
+        unit: of `share`, in steps.
         share: name of the parameter in the module.
         growth: name of the parameter that its scales follow; None where they stay.
     """
@@ -48,6 +50,7 @@ class Weight:
     scales: str
     axis: int
     limit: int
+    unit: float
     share: str
     growth: str | None
 
@@ -117,6 +120,7 @@ def on_grid(
         if (weight := _train_weight(graph, node, known.get(node.name), learned=learned_steps))
     }
     steps = _train_steps(graph) if learned_steps else {}
+    _round_biases(graph, steps)
     _replace_pairs(graph, steps)
     graph.graph.eliminate_dead_code()
     _suit_training(graph, device)
@@ -145,7 +149,9 @@ def to_quantized(module: OnGrid, like: QuantizedProgram, *, ties: Sequence[Batch
     with torch.no_grad():
         for weight in module.parts.weights:
             growth = trained[weight.growth] if weight.growth else None
-            integers = fake.channel_integers(trained[weight.share], growth, weight.axis, weight.limit)
+            integers = fake.channel_integers(
+                trained[weight.share], growth, weight.axis, weight.limit, weight.unit
+            )
             _tensor(graph, weight.integers).copy_(integers)
             if growth is not None:
                 _tensor(graph, weight.scales).mul_(growth.exp())
@@ -238,17 +244,20 @@ def _train_weight(graph: GraphModule, node: Node, known: Tensor | None, *, learn
     assert isinstance(limit, int)
     share, growth = (f"{what}_of_{source.target}".replace(".", "_") for what in ("share", "growth"))
     integers, steps = constant_of(graph, source), constant_of(graph, scales)
+    unit = limit / math.sqrt(max(1, integers.numel() // max(1, steps.numel())))
     if not hasattr(graph, share):
         shape = [-1 if a == axis else 1 for a in range(integers.dim())]
         master = inside_cells(known, integers, steps, axis)
-        graph.register_parameter(share, nn.Parameter(master / (steps * limit).reshape(shape)))
+        graph.register_parameter(share, nn.Parameter(master / (steps * unit).reshape(shape)))
     if learned and not hasattr(graph, growth):
         graph.register_parameter(growth, nn.Parameter(torch.zeros_like(steps)))
     with graph.graph.inserting_before(node):
         grown = graph.graph.get_attr(growth) if learned else None
-        args = (graph.graph.get_attr(share), scales, grown, axis, limit)
+        args = (graph.graph.get_attr(share), scales, grown, axis, limit, unit)
         _replace(graph, node, graph.graph.call_function(fake.on_channel_grid, args))
-    return Weight(str(source.target), str(scales.target), axis, limit, share, growth if learned else None)
+    return Weight(
+        str(source.target), str(scales.target), axis, limit, unit, share, growth if learned else None
+    )
 
 
 def _train_steps(graph: GraphModule) -> dict[str, str]:
@@ -262,6 +271,22 @@ def _train_steps(graph: GraphModule) -> dict[str, str]:
         if root == name:
             graph.register_parameter(names[name], nn.Parameter(torch.zeros(())))
     return names
+
+
+def _round_biases(graph: GraphModule, steps: Mapping[str, str]) -> None:
+    """Put every bias of a layer on the grid onto the grid that follows from its inputs and weights."""
+    for node in list(graph.graph.nodes):
+        if node.target not in WEIGHT_AXIS or len(node.args) < 3:
+            continue
+        x, w, b = node.args[:3]
+        if not all(isinstance(a, Node) for a in (x, w, b)) or b.target is not fake.in_units:
+            continue
+        if x.target is DEQUANTIZE and w.target is fake.on_channel_grid:
+            with graph.graph.inserting_before(node):
+                followed = steps.get(x.args[0].name)
+                input_growth = graph.graph.get_attr(followed) if followed else None
+                args = (b, w.args[1], w.args[2], x.args[1], input_growth)
+                node.update_arg(2, graph.graph.call_function(fake.on_bias_grid, args))
 
 
 def _replace_pairs(graph: GraphModule, steps: Mapping[str, str]) -> None:
