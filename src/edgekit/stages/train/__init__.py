@@ -3,7 +3,7 @@
 trainable.py, student.py                            programs that learn, and back
 losses.py, readings.py, augment.py, judging.py      what is learned, from what, and how it is judged
 schedule.py, device.py, average.py, guard.py        how long, how fast, where
-checkpoint.py, fit.py, distill.py                   the loop, and what ties it all together
+checkpoint.py, ahead.py, fit.py, distill.py         the loop, and what ties it all together
 """
 
 from edgekit.stages.train.distill import Trained, distill

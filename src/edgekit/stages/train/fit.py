@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from edgekit.errors import UsageError
 from edgekit.inputs import Training
 from edgekit.stages.train import checkpoint as disk
+from edgekit.stages.train.ahead import ahead
 from edgekit.stages.train.average import Average, tensors_of
 from edgekit.stages.train.guard import deterministic, memory_named
 from edgekit.stages.train.schedule import Schedule
@@ -170,12 +172,15 @@ class _Run:
         self.student.train()
         self.began, told, total = time.monotonic(), time.monotonic(), 0.0
         rate = 0.0
-        for i, (inputs, labels) in enumerate(self._batches(number)):
-            rate = self.schedule.rate(self.epoch * self.steps + i, self.steps * self.schedule.epochs)
-            total += self._one_step(number, i, rate, inputs, labels)
-            if (now := time.monotonic()) - told > _TELL_EVERY:
-                told, self.seconds_per_step = now, (now - self.began) / (i + 1)
-                self._tell(number, total / (i + 1), i + 1)
+        with closing(ahead(self._batches(number))) as batches:
+            for i, (arrays, truth) in enumerate(batches):
+                inputs = tuple(self._placed(a) for a in arrays)
+                labels = None if truth is None else self._placed(truth)
+                rate = self.schedule.rate(self.epoch * self.steps + i, self.steps * self.schedule.epochs)
+                total += self._one_step(number, i, rate, inputs, labels)
+                if (now := time.monotonic()) - told > _TELL_EVERY:
+                    told, self.seconds_per_step = now, (now - self.began) / (i + 1)
+                    self._tell(number, total / (i + 1), i + 1)
         self.seconds_per_step = (time.monotonic() - self.began) / self.steps
         self._take_in(number, total / self.steps, rate)
         self._tell(number, total / self.steps, self.steps)
@@ -186,13 +191,12 @@ class _Run:
         self.student.eval()
         return Fitted(tuple(self.history), self.best_epoch)
 
-    def _batches(self, epoch: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None]]:
+    def _batches(self, epoch: int) -> Generator[tuple[tuple[Array, ...], Array | None]]:
         random = np.random.default_rng([self.schedule.seed, epoch])
         order = random.permutation(self.training.n)[: self.steps * self.batch]
         for i, (raw, labels) in enumerate(self.training.batches(order, self.batch)):
             drawn = np.random.default_rng([self.schedule.seed, epoch, i])
-            inputs = raw if self.augment is None else self.augment(raw, drawn)
-            yield tuple(self._placed(a) for a in inputs), None if labels is None else self._placed(labels)
+            yield raw if self.augment is None else self.augment(raw, drawn), labels
 
     def _placed(self, array: Array) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array)).to(self.schedule.device)
