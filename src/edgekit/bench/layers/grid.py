@@ -63,7 +63,7 @@ def axis(count: int, *, sorted_by_block: bool, step: int = STEP) -> Axis:
         sorted_by_block: multiples of `BLOCK` and the others are two curves.
         step: a multiple of the layer's groups.
     """
-    if step % STEP or BLOCK % step:
+    if BLOCK % step:
         sorted_by_block = False  # every count is of the one sort
     starts = range(step, step * (2 if not sorted_by_block else BLOCK // step + 1), step)
     stride = BLOCK if sorted_by_block else step

@@ -86,6 +86,9 @@ class _File:
         array = np.asarray(content, np.int32)
         return self.tensor(array.shape, "INT32", array)
 
+    def floats(self, n: int) -> int:
+        return self.tensor((n,), "FLOAT32", self.generator.standard_normal(n, dtype=np.float32))
+
     def weights(self, dims: tuple[int, ...], axis: int) -> int:
         content = self.generator.integers(-127, 128, dims, dtype=np.int8)
         n = dims[axis]
@@ -162,24 +165,43 @@ def _convolution(file: _File, shape: LayerShape, x: int) -> None:
 
 
 def _transposed(file: _File, shape: LayerShape, x: int) -> None:
-    """The exporter leaves it in float between two integer tensors, with its weights dequantized and turned."""
+    """As it is exported: in float between integer tensors, with weights that are turned in every call."""
+    if shape.groups > 1 or max(shape.dilation) > 1:
+        raise UsageError(
+            f"{shape}: a transposed convolution that TFLite does not have",
+            expected="one group and no dilation",
+            way_out="Leave this layer out of the table for LiteRT.",
+        )
     kernel, stride = _two(shape.kernel, 1), _two(shape.stride, 1)
     ins, outs = shape.in_channels, shape.out_channels
-    real = file.operator("DEQUANTIZE", 5, [x], file.floating(_planes(shape.size, shape, ins)))
-    content = file.generator.standard_normal((outs, *kernel, ins // shape.groups), dtype=np.float32)
-    weights = file.tensor(content.shape, "FLOAT32", content)
-    bias = file.tensor((outs,), "FLOAT32", file.generator.standard_normal(outs, dtype=np.float32))
     # The padding of a transposed convolution cuts the result; the whole of it is what takes the time.
     whole = tuple((n - 1) * s + k for n, s, k in zip(_two(shape.size, 1), stride, kernel, strict=True))
-    dims = (1, *whole, outs)
-    summed = file.floating(dims)
+    target, bias = file.integers((1, *whole, outs)), file.floats(outs)
+    weights, real = _turned(file, (ins, outs, *kernel)), file.floating(_planes(shape.size, shape, ins))
+    file.operator("DEQUANTIZE", 5, [x], real)
+    summed = file.floating((1, *whole, outs))
     fields = {"padding": file.schema.Padding.VALID, "strideH": stride[0], "strideW": stride[1]}
-    target = file.integers(dims)
     file.operator(
         "TRANSPOSE_CONV", 3, [target, weights, real, bias], summed, "TransposeConvOptions", **fields
     )
-    y = file.activation(dims, _OUT_SCALE, 0)
+    y = file.activation((1, *whole, outs), _OUT_SCALE, 0)
     file.graph.outputs.append(file.operator("QUANTIZE", 1, [summed], y))
+
+
+def _turned(file: _File, dims: tuple[int, ...]) -> int:
+    """Weights `[in, out, y, x]` in int8 become float `[out, y, x, in]`; turned over twice, they stay as they are."""
+    ins, outs, *kernel = dims
+    real = file.operator("DEQUANTIZE", 5, [file.weights(dims, axis=1)], file.floating(dims))
+    over = file.operator(
+        "REVERSE_V2", 1, [real, file.integers((2, 3))], file.floating(dims), "ReverseV2Options"
+    )
+    last = (outs, *kernel, ins)
+    moved = file.operator(
+        "TRANSPOSE", 2, [over, file.integers((1, 2, 3, 0))], file.floating(last), "TransposeOptions"
+    )
+    return file.operator(
+        "REVERSE_V2", 1, [moved, file.integers((1, 2))], file.floating(last), "ReverseV2Options"
+    )
 
 
 def _linear(file: _File, shape: LayerShape, x: int) -> None:
