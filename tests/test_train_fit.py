@@ -85,7 +85,7 @@ def test_a_training_that_was_stopped_goes_on_as_if_nothing_happened(tmp_path, at
 def test_a_finished_training_is_found_again(tmp_path):
     first, fitted = trained(tmp_path / "c")
     told: list[str] = []
-    module = seeded(ConvNet, 5)
+    module = seeded(ConvNet)
     again = learn(module, tmp_path / "c", told.append)
     assert (digest(module), repr(again), told) == (digest(first), repr(fitted), [])
 
@@ -139,6 +139,8 @@ def test_the_state_of_another_training_is_refused(tmp_path):
             trained(tmp_path / "c", **more)
     with pytest.raises(UsageError, match="belongs to another training"):
         learn(seeded(lambda: ConvNet(4)), tmp_path / "c", silent)
+    with pytest.raises(UsageError, match="belongs to another training"):
+        learn(seeded(ConvNet, 5), tmp_path / "c", silent)
 
 
 def test_a_state_that_cannot_be_written_is_named(tmp_path):

@@ -60,7 +60,7 @@ def test_probabilities_are_softened_as_the_logits_they_came_from():
 def test_scores_count_size_as_well_as_order():
     y = drawn(3, 4)
     assert float(losses.soft(y + 1, y, LOGITS, 4.0)) == pytest.approx(0, abs=1e-5)
-    assert float(losses.soft(y + 1, y, SCORES, 4.0)) == pytest.approx(0.5 * 1 / 2.0, rel=1e-4)
+    assert float(losses.soft(y + 1, y, SCORES, 4.0)) == pytest.approx(1 / 2.0, rel=1e-4)
 
 
 def test_values_are_compared_in_units_of_their_variance():

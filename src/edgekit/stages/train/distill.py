@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edgekit.errors import UsageError
 from edgekit.evaluate import Metric
-from edgekit.inputs import Inputs, Training, batch_size, first, input_values, tensors
+from edgekit.inputs import Inputs, Training, batch_size, first, input_values, split, tensors
 from edgekit.recipe import Train
 from edgekit.stages.train import losses
 from edgekit.stages.train.augment import augmentation
@@ -89,9 +89,10 @@ def distill(
     weighted = _weighted(taps, student, teacher, settings)
     names = [tap.node for tap, _, _ in weighted]
     network, guide = trainable(student, names, place), trainable(teacher, names, place)
-    original = _runner(guide, place)
+    size = batch_size(teacher)
+    original = _runner(guide, place, size)
     samples = first(_SAMPLES, (tuple(t.numpy() for t in batch) for batch in inputs.calibration()))
-    readings = readings_of(_in_batches(original, samples, batch_size(teacher)), metric)
+    readings = readings_of(original(samples), metric)
     training, labels, notes = _lessons(inputs.training, settings, readings[0], original)
     precision, said = precision_for(settings.precision, network, tensors(samples), place, readings)
     schedule = schedule_for(settings, network, seed=seed, device=place, precision=precision)
@@ -99,14 +100,14 @@ def distill(
         network, guide = (module.to(memory_format=torch.channels_last) for module in (network, guide))
     free = not labels or _one_class_each(readings[0], teacher)
     augment, moved = augmentation(settings.augment, student.inputs, samples, original, free=free)
-    judged = judged_batches(inputs, values=input_values(teacher), size=batch_size(teacher), run=original)
+    judged = judged_batches(inputs, values=input_values(teacher), size=size, run=original)
     fitted = fit(
         network,
         objective=_objective(
             guide if settings.distill else None, readings, weighted, settings, labels=labels
         ),
         training=training,
-        judge=lambda module: judge(judged, _runner(module, place), metric),
+        judge=lambda module: judge(judged, _runner(module, place, size), metric),
         higher_is_better=metric.higher_is_better,
         schedule=schedule,
         checkpoint=checkpoint,
@@ -194,20 +195,18 @@ def _objective(
     return objective
 
 
-def _runner(module: Trainable, device: str) -> Run:
-    """A network from arrays to arrays, as it is in evaluation."""
+def _runner(module: Trainable, device: str, size: int) -> Run:
+    """A network from arrays to arrays, as it is in evaluation; in batches of a size that memory bears."""
 
     def run(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
-        with torch.no_grad():
-            outputs, _ = module(*(t.to(device) for t in tensors(arrays)))
-        return tuple(y.float().cpu().numpy() if y.is_floating_point() else y.cpu().numpy() for y in outputs)
+        parts = []
+        for batch in split(arrays, size):
+            with torch.no_grad():
+                outputs, _ = module(*(t.to(device) for t in tensors(batch)))
+            parts.append([(y.float() if y.is_floating_point() else y).cpu().numpy() for y in outputs])
+        return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
     return run
-
-
-def _in_batches(run: Run, samples: tuple[Array, ...], size: int) -> tuple[Array, ...]:
-    parts = [run(tuple(a[i : i + size] for a in samples)) for i in range(0, len(samples[0]), size)]
-    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
 
 def _one_class_each(reading: Reading, program: Program) -> bool:

@@ -6,6 +6,7 @@ as if nothing had happened, with the same weights to the bit on the same machine
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Generator
@@ -146,15 +147,11 @@ class _Run:
         self.best: dict[str, Tensor] = {}
         self.best_epoch = Epoch(0, math.nan, math.nan, 0.0)
         self.began, self.seconds_per_step = time.monotonic(), 0.0
-
-    def fingerprint(self) -> str:
-        """Of the training: what must be the same for it to go on."""
-        shapes = {name: (str(t.dtype), tuple(t.shape)) for name, t in tensors_of(self.student).items()}
-        return f"{self.schedule.digest()} {self.training.n} {self.training.sha256} {sorted(shapes.items())}"
+        self.fingerprint = _fingerprint(student, training, schedule)
 
     def start(self) -> None:
         """Take up the state on disk, or judge the network as it is."""
-        state = disk.load(self.checkpoint, self.fingerprint())
+        state = disk.load(self.checkpoint, self.fingerprint)
         if state is not None:
             self._restore(state)
             return
@@ -249,7 +246,7 @@ class _Run:
 
     def _state(self) -> dict[str, Any]:
         return {
-            "fingerprint": self.fingerprint(),
+            "fingerprint": self.fingerprint,
             "epoch": self.epoch,
             "updates": self.updates,
             "stale": self.stale,
@@ -288,6 +285,16 @@ class _Run:
             way_out=f"Lower `learning_rate` in [train] of the recipe (it was {self.schedule.learning_rate:g}), or "
             f'set precision = "float32"; {kept}.',
         )
+
+
+def _fingerprint(student: nn.Module, training: Training, schedule: Schedule) -> str:
+    """Of what must be the same for a training to go on: the network as it was given, the samples, the schedule."""
+    total = hashlib.sha256(f"{schedule.digest()} {training.n} {training.sha256}".encode())
+    for name, tensor in tensors_of(student).items():
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        plain = tensor.detach().cpu().contiguous().reshape(-1)
+        total.update(plain.view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
 def _write(module: nn.Module, values: dict[str, Tensor]) -> None:

@@ -76,7 +76,7 @@ def soft(student: Tensor, teacher: Tensor, reading: Reading, temperature: float)
     """Distance of an output from the teacher's.
 
     Classes: `T² · KL(teacher ‖ student)` at temperature T (Hinton, Vinyals & Dean 2015, section 2), the mean over
-    samples and positions. Values: squared error in units of the teacher's variance. Scores: the mean of both.
+    samples and positions. Values: squared error in units of the teacher's variance. Scores: both.
 
     Args:
         student: the output.
@@ -90,7 +90,7 @@ def soft(student: Tensor, teacher: Tensor, reading: Reading, temperature: float)
     ours = log_probabilities(student, reading, temperature)
     divergence = (theirs.exp() * (theirs - ours)).sum(reading.axis).mean() * temperature**2
     if reading.kind == "scores":
-        return 0.5 * (divergence + squared(student, teacher, reading.scale))
+        return divergence + squared(student, teacher, reading.scale)
     return divergence
 
 
