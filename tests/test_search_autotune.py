@@ -160,15 +160,18 @@ import edgekit.search
 import sys
 assert "neural_compressor" not in sys.modules
 assert "optuna" not in sys.modules
+def settings():
+    seed = torch.get_rng_state().sum()
+    return torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype(), seed
 holders = [torch, torch.nn, torch.nn.functional, torch.nn.Module, torch.nn.Linear, torch.Tensor, torch.fx, torch.export]
 before = [dict(vars(each)) for each in holders]
-state = torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_rng_state().sum()
+state = settings()
 found = edgekit.search.autotune_accuracy(["a", "b"], str, {"a": 1.0, "b": 0.0}.get, tolerance=0.1)
 assert found.setting == "b"
 for each, was in zip(holders, before):
-    changed = [name for name, value in was.items() if vars(each).get(name) is not value and name != "__warningregistry__"]
-    assert not changed, (each, changed)
-assert state == (torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_rng_state().sum())
+    changed = {name for name, value in was.items() if vars(each).get(name) is not value}
+    assert not changed - {"__warningregistry__"}, (each, changed)
+assert state == settings()
 """
 
 

@@ -1,7 +1,7 @@
 """The trials of a search in an Optuna study: a SQLite file of one run, or a database that several machines share.
 
 Optuna gives what a database of trials needs: transactions, numbers in order of arrival, its dashboard. Which trial
-comes next is not its decision but that of `next_setting`; it is asked with parameters that are fixed.
+comes next is not its decision but that of `next_setting`.
 
 An entry of the study is one attempt at a setting. Entries with equal settings are one `Trial`: its number is the
 place of its setting in the order of first attempts, so a trial that was killed and taken again keeps its number. Of
@@ -26,7 +26,7 @@ from typing import Any, Final
 import psutil
 
 from edgekit.errors import UsageError
-from edgekit.search.database import open_study, quiet, talking
+from edgekit.search.database import Row, Table, open_table
 from edgekit.search.space import Outcome, Setting, Trial
 
 __all__ = ["Store", "open_store"]
@@ -90,10 +90,9 @@ def open_store(
         folder.mkdir(parents=True, exist_ok=True)
         # What the path holds of `?` and `#` is no part of a URL.
         storage = f"sqlite:///file:{_quoted((folder / FILE).resolve())}?uri=true"
-    with open_study(storage, name) as study:
-        with talking(storage):
-            _identify(study, dict(identity), name, storage)
-        store = Store(study, storage, grace_seconds)
+    with open_table(storage, name) as table:
+        _identify(table, dict(identity), name)
+        store = Store(table, grace_seconds)
         try:
             yield store
         finally:
@@ -106,10 +105,10 @@ class Store:
     Made by `open_store`.
     """
 
-    def __init__(self, study: Any, storage: str, grace_seconds: float = GRACE_SECONDS) -> None:
-        self._study, self._storage, self._grace = study, storage, grace_seconds
+    def __init__(self, table: Table, grace_seconds: float = GRACE_SECONDS) -> None:
+        self._table, self._grace = table, grace_seconds
         self._worker = {**_process(), "token": secrets.token_hex(8)}
-        self._mine: tuple[Any, Setting] | None = None
+        self._mine: tuple[int, Setting] | None = None
         self._heart: _Heart | None = None
         self._heard: dict[int, tuple[int, float]] = {}
 
@@ -164,86 +163,47 @@ class Store:
         """Give the claimed trial up, if there is one, for anybody to take again."""
         if self._mine is None:
             return
-        number = self._stop()[0].number
-        # The database may be why it is left; the grace of a dead worker then frees the trial as well.
-        with suppress(UsageError), talking(self._storage), quiet():
-            self._close(number)
+        number, _ = self._stop()
+        # The database may be why it is left; then the end of this process frees the trial as well.
+        with suppress(UsageError):
+            self._table.close(number)
 
     def _take(self, setting: Setting) -> Trial | None:
-        """Enter a setting and take what waits; None where another worker was first."""
-        with talking(self._storage), quiet():
-            self._study.enqueue_trial(
-                {"prune": setting.prune, "islands": len(setting.keep_float), "qat": setting.qat},
-                user_attrs={_SETTING: setting.key(), _WORKER: self._worker, _BEAT: 0},
-            )
-            asked = self._study.ask()
-            if _SETTING not in asked.user_attrs:
-                self._close(asked.number)
-                return None
-            asked.set_user_attr(_WORKER, self._worker)
-            asked.suggest_float("prune", 0.0, 0.95)
-            asked.suggest_int("islands", 0, 1000)
-            asked.suggest_categorical("qat", (False, True))
-            # What waited may be what another worker entered; its setting counts.
-            taken = _setting_of(asked.user_attrs[_SETTING])
-            entries = self._entries()
-            before = [e for e in entries if e.setting == taken and e.number < asked.number]
-            if any(e.ended or self._alive(e) for e in before):
-                self._close(asked.number)
-                return None
-            for entry in before:
-                self._close(entry.number)
-        self._mine = (asked, taken)
-        self._heart = _Heart(lambda beat: asked.set_user_attr(_BEAT, beat))
-        return next(t for t in _trials(entries) if t.setting == taken)
+        """Enter a setting; None where another worker was first."""
+        params = {"prune": setting.prune, "islands": len(setting.keep_float), "qat": setting.qat}
+        number = self._table.enter(params, self._signed(setting))
+        entries = self._entries()
+        before = [e for e in entries if e.setting == setting and e.number < number]
+        if any(e.ended or self._alive(e) for e in before):
+            self._table.close(number)
+            return None
+        for entry in before:
+            self._table.close(entry.number)
+        self._mine = (number, setting)
+        self._heart = _Heart(lambda beat: self._table.note(number, _BEAT, beat))
+        return next(t for t in _trials(entries) if t.setting == setting)
+
+    def _signed(self, setting: Setting) -> dict[str, Any]:
+        return {_SETTING: setting.key(), _WORKER: self._worker, _BEAT: 0}
 
     def _end(self, key: str, text: str, values: list[float] | None) -> Trial:
-        import optuna
-
         assert self._mine is not None, "claim a trial first"
-        asked, setting = self._stop()
-        with talking(self._storage), quiet():
-            try:
-                asked.set_user_attr(key, text)
-            except optuna.exceptions.UpdateFinishedTrialError:
-                # Somebody took this worker for dead. A result that comes late is a result all the same.
-                self._add(setting, {key: text}, values)
-            else:
-                self._close(asked.number, values)
+        number, setting = self._stop()
+        if not self._table.note(number, key, text):
+            # Somebody took this worker for dead and closed it. A result that comes late is a result all the same.
+            number = self._table.enter({}, {**self._signed(setting), key: text})
+        self._table.close(number, values)
         return next(t for t in _trials(self._entries()) if t.setting == setting)
 
-    def _stop(self) -> tuple[Any, Setting]:
+    def _stop(self) -> tuple[int, Setting]:
         assert self._mine is not None
         mine, self._mine = self._mine, None
         if self._heart is not None:
             self._heart.stop()
         return mine
 
-    def _close(self, number: int, values: list[float] | None = None) -> None:
-        """Tell Optuna that an attempt has ended; without values it came to nothing."""
-        import optuna
-
-        state = optuna.trial.TrialState
-        # Another worker may have closed it at the same moment.
-        with suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
-            self._study.tell(number, values, state.FAIL if values is None else state.COMPLETE)
-
-    def _add(self, setting: Setting, attrs: Mapping[str, Any], values: list[float] | None) -> None:
-        import optuna
-
-        state = optuna.trial.TrialState
-        self._study.add_trial(
-            optuna.trial.create_trial(
-                state=state.FAIL if values is None else state.COMPLETE,
-                values=values,
-                user_attrs={_SETTING: setting.key(), _WORKER: self._worker, _BEAT: 0, **attrs},
-            )
-        )
-
     def _entries(self) -> list[_Entry]:
-        with talking(self._storage), quiet():
-            found = self._study.get_trials(deepcopy=False)
-        return [_entry(each) for each in sorted(found, key=lambda t: t.number) if _SETTING in each.user_attrs]
+        return [_entry(row) for row in self._table.rows()]
 
     def _worked_on(self, setting: Setting, entries: Sequence[_Entry]) -> bool:
         return any(self._alive(e) for e in entries if e.setting == setting)
@@ -252,14 +212,11 @@ class Store:
         """Does somebody work on it?"""
         if entry.left or entry.ended:
             return False
-        if self._mine is not None and entry.number == self._mine[0].number:
-            return True
-        # An entry of ours that is not ours was taken by another worker, who has not yet signed it.
-        ours = entry.worker.get("token") == self._worker["token"]
-        if entry.worker.get("host") == self._worker["host"] and not ours:
-            return _process(int(entry.worker["pid"])) == {
-                k: entry.worker[k] for k in ("host", "pid", "started")
-            }
+        if entry.worker["token"] == self._worker["token"]:
+            return self._mine is not None and entry.number == self._mine[0]
+        if entry.worker["host"] == self._worker["host"]:
+            was = {key: entry.worker[key] for key in ("host", "pid", "started")}
+            return _process(was["pid"]) == was
         beat, since = self._heard.get(entry.number, (-1, 0.0))
         if beat != entry.beat:
             self._heard[entry.number] = (entry.beat, time.monotonic())
@@ -271,7 +228,7 @@ class Store:
 class _Heart:
     """Says that a worker is alive."""
 
-    def __init__(self, beat: Callable[[int], None]) -> None:
+    def __init__(self, beat: Callable[[int], object]) -> None:
         self._beat, self._stopped = beat, threading.Event()
         self._thread = threading.Thread(target=self._run, name="edgekit-trial", daemon=True)
         self._thread.start()
@@ -289,18 +246,16 @@ class _Heart:
         self._thread.join()
 
 
-def _identify(study: Any, identity: dict[str, str], name: str, storage: str) -> None:
+def _identify(table: Table, identity: dict[str, str], name: str) -> None:
     """Refuse a study of another model, data or recipe."""
-    if _IDENTITY not in study.user_attrs:
-        study.set_user_attr(_IDENTITY, identity)
-    found = dict(study.user_attrs[_IDENTITY])
+    found = table.facts({_IDENTITY: identity})[_IDENTITY]
     differing = sorted(k for k in found.keys() | identity.keys() if found.get(k) != identity.get(k))
     if differing:
         shown = ", ".join(
             f"{k} {_short(found.get(k))} instead of {_short(identity.get(k))}" for k in differing
         )
         raise UsageError(
-            f"the search {name!r} in {storage} is of something else: {shown}",
+            f"the search {name!r} in {table.name} is of something else: {shown}",
             expected="trials of the same model, data and recipe; those of others cannot be compared",
             way_out="Choose another database with search.storage, or another model.name.",
         )
@@ -323,26 +278,21 @@ def _trials(entries: Sequence[_Entry]) -> list[Trial]:
     return trials
 
 
-def _entry(found: Any) -> _Entry:
-    attrs = found.user_attrs
-    outcome = attrs.get(_OUTCOME)
+def _entry(row: Row) -> _Entry:
+    outcome, failure = row.attrs.get(_OUTCOME), row.attrs.get(_FAILURE)
     return _Entry(
-        number=found.number,
-        setting=_setting_of(attrs[_SETTING]),
-        outcome=Outcome.from_dict(json.loads(outcome)) if outcome is not None else None,
-        failure=attrs.get(_FAILURE),
-        left=found.state.is_finished() and outcome is None and _FAILURE not in attrs,
-        worker=attrs.get(_WORKER, {}),
-        beat=int(attrs.get(_BEAT, 0)),
+        number=row.number,
+        setting=Setting.from_dict(json.loads(row.attrs[_SETTING])),
+        outcome=None if outcome is None else Outcome.from_dict(json.loads(outcome)),
+        failure=failure,
+        left=row.finished and outcome is None and failure is None,
+        worker=row.attrs[_WORKER],
+        beat=int(row.attrs[_BEAT]),
     )
 
 
-def _setting_of(text: str) -> Setting:
-    return Setting.from_dict(json.loads(text))
-
-
 def _objectives(outcome: Outcome) -> tuple[float | None, float | None, float]:
-    """What Optuna's own charts plot; `open_study` names them."""
+    """What Optuna's own charts plot; `database.OBJECTIVES` names them."""
     return outcome.drop, outcome.latency_ms, outcome.size_bytes / 1e6
 
 
