@@ -1,0 +1,165 @@
+"""Where activations cannot be put on a grid, int8 weights alone hold the budget, in every format."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import edgekit
+from edgekit import judge
+from edgekit.bench import LatencyStats
+from edgekit.bundle import Bundle
+from edgekit.judge import Judged, Quality
+from edgekit.recipe import Budget
+from edgekit.stages.quantize.choose import STATIC, WEIGHTS
+from edgekit_converters.parity import Proof
+
+WIDTH, TOKENS, BLOCKS, CLASSES = 8, 4, 5, 4
+
+
+class Block(nn.Module):
+    """Pre-norm block whose MLP has one hidden unit that is huge, and that the next layer all but ignores.
+
+    No constant can take the division up: between the two layers there is an activation.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.again = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.query, self.key, self.value, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.up, self.down = nn.Linear(WIDTH, 16), nn.Linear(16, WIDTH)
+        with torch.no_grad():
+            self.up.weight[0] *= 3e3
+            self.down.weight[:, 0] /= 3e4
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x)
+        q, k, v = self.query(y), self.key(y), self.value(y)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v))
+        return x + self.down(F.gelu(self.up(self.again(x))))
+
+
+class Transformer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.Sequential(*(Block() for _ in range(BLOCKS)))
+        self.head = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.blocks(x).mean(1))
+
+
+def data() -> dict[str, np.ndarray]:
+    """Tokens, and what the float network says to them."""
+    x = np.random.default_rng(0).normal(size=(192, TOKENS, WIDTH)).astype(np.float32)
+    with torch.no_grad():
+        return {"x": x, "y": Transformer().eval()(torch.from_numpy(x)).argmax(1).numpy()}
+
+
+def compress(out: Path, formats: list[str], **options: object) -> Bundle:
+    return edgekit.compress(
+        Transformer().eval(), data=data(), out=out, preset="fast", formats=formats, max_drop=0.05, **options
+    )
+
+
+@pytest.mark.slow
+def test_weights_alone_are_taken_in_every_format_where_static_int8_loses_too_much(tmp_path: Path) -> None:
+    made = compress(tmp_path / "out", ["onnx", "tflite", "coreml"], allow_slower=True)
+
+    assert made.report["accepted"], made.report["reasons"]
+    assert made.report["baseline"]["metric"] == "top1"
+    for artifact in made.report["artifacts"].values():
+        assert artifact["lowering"] == WEIGHTS
+        assert artifact["drop"] <= 0.05
+        assert artifact["proof"]["holds"]
+        assert any(note.startswith(f"{STATIC} loses ") for note in artifact["notes"])
+    assert (tmp_path / "out" / "golden-weights.npz").exists()
+    assert {a.golden for a in made.manifest.artifacts} == {"golden-weights.npz"}
+
+
+@pytest.mark.slow
+def test_they_are_not_taken_where_they_are_slower_than_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lowered = iter([0.8, 1.5])
+
+    def sampled(runners: Mapping[str, object], *, max_seconds: float) -> dict[str, np.ndarray]:
+        assert max_seconds > 0
+        median = next(lowered)
+        return {n: np.full(50, 1.0 if n.endswith("float") else median) for n in runners}
+
+    monkeypatch.setattr(judge, "sample", sampled)
+    made = compress(tmp_path / "out", ["onnx"])
+
+    onnx = made.report["artifacts"]["onnx"]
+    assert onnx["lowering"] == STATIC
+    assert not made.report["accepted"]
+    assert any("top1 fell by" in reason for reason in made.report["reasons"])
+    assert any(note.startswith(f"{WEIGHTS} took 1.50 times as long as float") for note in onnx["notes"])
+
+
+def judged(drop: float, ratio: float | None, milliseconds: float = 1.0) -> Judged:
+    """A file that loses so much and takes `ratio` times as long as its twin; None: it cannot be timed here."""
+
+    def stats(ms: float) -> LatencyStats | None:
+        return None if ratio is None else LatencyStats(ms, ms, ms, n=9)
+
+    missing = cast(Any, None)
+    return Judged(
+        missing,
+        missing,
+        cast(Proof, missing),
+        Quality(0.9, drop, 1.0, 30.0, 99),
+        stats(milliseconds),
+        stats(milliseconds / (ratio or 1.0)),
+        (0.9, 99),
+    )
+
+
+HOLDS, LOSES, SLOW, BOTH = judged(0.001, 0.9), judged(0.2, 0.5), judged(0.001, 1.3), judged(0.2, 1.2)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        (HOLDS, LOSES),
+        (HOLDS, SLOW),
+        (HOLDS, BOTH),
+        (judged(0.009, 0.8), HOLDS),
+        (judged(0.1, 0.9), LOSES),
+        (LOSES, SLOW),
+        (BOTH, SLOW),
+        (judged(0.001, None), judged(0.2, None)),
+        (judged(0.1, None), judged(0.2, None)),
+        (HOLDS, judged(math.nan, 0.5)),
+    ],
+)
+def test_what_holds_the_budget_is_better_then_what_is_closer_to_it(better: Judged, worse: Judged) -> None:
+    budget = Budget(max_drop=0.01)
+
+    assert better.better_than(worse, budget)
+    assert not worse.better_than(better, budget)
+
+
+def test_of_two_equal_files_neither_is_better() -> None:
+    assert not judged(0.001, None).better_than(judged(0.001, None), Budget(max_drop=0.01))
+
+
+def test_a_latency_limit_counts_as_slow_and_a_slower_file_may_be_allowed() -> None:
+    quick, late = judged(0.2, 0.5, 1.0), judged(0.001, 0.9, 3.0)
+    limited, free = Budget(max_drop=0.01, max_latency_ms=2.0), Budget(max_drop=0.01, allow_slower=True)
+
+    assert late.slow(limited)
+    assert not late.better_than(quick, limited)
+    assert SLOW.slow(Budget(max_drop=0.01))
+    assert not SLOW.slow(free)
+    assert SLOW.better_than(LOSES, free)
