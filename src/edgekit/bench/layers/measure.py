@@ -1,7 +1,7 @@
 """Times layers one by one in the runtimes that will run them.
 
 A layer stands in its file several times, so that the call is a small part, and what an empty call takes is taken off.
-All layers of a batch run in turns, and each counts with its fastest turns: what disturbs a shared machine only ever
+All layers of a batch run in turns, and each counts with its fastest turn: what disturbs a shared machine only ever
 adds time.
 
 Where something else works on the same core, some kernels take half as long again and others hardly more, so that a
@@ -187,7 +187,7 @@ class _Turns:
             time.sleep(PAUSE_S)
 
     def fastest(self) -> list[float]:
-        """Milliseconds of one call of each: the mean of its fastest turns."""
+        """Milliseconds of one call of each in its fastest turn."""
         for index in range(MOST_ROUNDS):
             unsettled = [i for i in range(len(self.runs)) if not _agree(self._pool(i))]
             if not unsettled:
@@ -195,7 +195,7 @@ class _Turns:
             # Whoever comes last in one round comes first in the next.
             for i in unsettled[:: -1 if index % 2 else 1]:
                 self._take(i)
-        return [_mean_of_fastest(self._pool(i, least=FASTEST)) for i in range(len(self.runs))]
+        return [min(quiet + loud) for quiet, loud in zip(self.quiet, self.loud, strict=True)]
 
     def _take(self, i: int) -> None:
         before, took = self.last_ms, _turn(self.runs[i], self.calls[i])
@@ -208,11 +208,9 @@ class _Turns:
             time.sleep(PAUSE_S)
             self.last_ms = self._yardstick()
 
-    def _pool(self, i: int, least: int = 0) -> list[float]:
-        """The turns that count: the quiet ones, and all when there was no more waiting for quiet."""
-        waited = time.monotonic() >= self.until
-        enough = len(self.quiet[i]) >= least if least else not waited
-        return self.quiet[i] if enough else self.quiet[i] + self.loud[i]
+    def _pool(self, i: int) -> list[float]:
+        """The turns that count: the quiet ones, and all when there is no more waiting for quiet."""
+        return self.quiet[i] if time.monotonic() < self.until else self.quiet[i] + self.loud[i]
 
     def _yardstick(self) -> float:
         took = _turn(self.runs[0], self.calls[0])
@@ -225,11 +223,6 @@ def _agree(turns: Sequence[float]) -> bool:
         return False
     fastest = sorted(turns)[:FASTEST]
     return fastest[-1] <= fastest[0] * AGREEMENT
-
-
-def _mean_of_fastest(turns: Sequence[float]) -> float:
-    fastest = sorted(turns)[:FASTEST]
-    return sum(fastest) / len(fastest)
 
 
 def _turn(run: Run, calls: int) -> float:
