@@ -341,3 +341,11 @@ def test_a_moved_picture_is_learned_by_default(tmp_path):
     program = program_of(seeded(lambda: ConvNet(8)), 1, 6, 6)
     trained = taught(tmp_path, program, pictures(), TOP1, replace(QUICK, epochs=1, augment="auto"))
     assert any("training images were shifted" in note for note in trained.notes)
+
+
+def test_a_rate_that_is_far_too_high_ends_with_a_way_out(tmp_path, teacher):
+    settings = replace(QUICK, learning_rate=1e30, precision="float32")
+    with pytest.raises(UsageError, match=r"the loss is (nan|inf|\d).* in step \d+ of epoch 1") as caught:
+        taught(tmp_path, teacher, pictures(), TOP1, settings)
+    assert "learning_rate" in caught.value.way_out
+    assert (tmp_path / "c").exists()
