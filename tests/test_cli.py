@@ -132,7 +132,7 @@ def test_json_prints_the_report_to_stdout_and_nothing_else(tmp_path: Path) -> No
     assert report["provenance"]["command"].startswith("edgekit compress ")
     # Progress is on stderr, one line a stage.
     assert [line.split()[-1] for line in done.stderr.splitlines()] == [
-        "load", "clean", "data", "quantize", "lower", "prove", "evaluate", "time", "bundle",
+        "load", "data", "clean", "quantize", "lower", "prove", "evaluate", "time", "bundle",
     ]  # fmt: skip
 
 

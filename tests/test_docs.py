@@ -159,7 +159,10 @@ def keys(text: str, title: str) -> list[str]:
 def options_of(command: str) -> set[str]:
     """Every spelling of every option, `--help` aside."""
     parameters = commands()[command].params
-    return {o for p in parameters if p.param_type_name == "option" for o in p.opts} - {"--help", "-h"}
+    return {o for p in parameters if p.param_type_name == "option" for o in (*p.opts, *p.secondary_opts)} - {
+        "--help",
+        "-h",
+    }
 
 
 def commands() -> dict[str, Any]:

@@ -24,6 +24,9 @@ STAGES: Final = (
     "bundle",
 )
 
+# Between two lines on the same training.
+EVERY_SECONDS: Final = 30.0
+
 
 @contextmanager
 def shown(console: Console) -> Iterator[Callable[[str, str], None]]:
@@ -53,14 +56,18 @@ def shown(console: Console) -> Iterator[Callable[[str, str], None]]:
 
 
 class _Lines:
-    """One line when a stage starts; details would only fill a log."""
+    """One line when a stage starts, and one now and then for the epochs of a training; more would only fill a log."""
 
     def __init__(self, console: Console) -> None:
         self.console, self.stage, self.started = console, "", time.monotonic()
+        self.told = self.started
 
     def __call__(self, stage: str, detail: str) -> None:
-        del detail
-        if stage == self.stage:
+        now = time.monotonic()
+        if stage == self.stage and not (detail.startswith("epoch") and now - self.told >= EVERY_SECONDS):
             return
-        self.stage = stage
-        self.console.print(f"{time.monotonic() - self.started:7.1f} s  {stage}")
+        said = detail if stage == self.stage else ""
+        self.stage, self.told = stage, now
+        self.console.print(
+            f"{now - self.started:7.1f} s  {stage}{': ' if said else ''}{said}", soft_wrap=True
+        )

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-__all__ = ["Bar", "Column", "bar", "columns", "nice_ceiling"]
+__all__ = ["Bar", "Column", "Point", "bar", "columns", "nice_ceiling", "scatter"]
 
 PLOT_HEIGHT = 190
+# Room of a scatter plot's axis, of what lies on its edge, and radius of a point, in pixels or percent.
+SCATTER_HEIGHT, RADIUS, EDGE = 240, 6, 4.0
 NAME_LENGTH = 16
 # Of a column without a value: seen, and not taken for one.
 MARK_HEIGHT = 6
@@ -60,6 +62,25 @@ class Bar:
     mark: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One point of `scatter`.
+
+    Attributes:
+        x: place on the axis, at least 0.
+        y: height; lower is drawn lower.
+        label: full text, shown on hover.
+        tone: class of the style sheet: "good", "bad", "chosen".
+        name: short text beside it.
+    """
+
+    x: float
+    y: float
+    label: str
+    tone: str
+    name: str = ""
+
+
 def bar(value: float | None, full: float, tone: str, mark: float | None = None) -> Markup:
     """Draw one horizontal bar on a scale from 0 to `full`; hidden from readers, the text stands beside it."""
     track = '<rect class="track" width="100%" height="100%" rx="3"/>'
@@ -102,6 +123,70 @@ def columns(items: Sequence[Column], *, title: str, unit: str) -> Markup:
         f"{''.join(texts)}</svg>"
         f'<svg class="columns" height="{height}" role="img" aria-label="{described}">'
         f'<g transform="translate(0 8)">{"".join(lines)}{"".join(drawn)}</g></svg></div>'
+    )
+
+
+def scatter(
+    points: Sequence[Point],
+    *,
+    title: str,
+    x_limit: float | None,
+    y_limit: float | None,
+    x_shown: Callable[[float], str],
+    y_shown: Callable[[float], str],
+) -> Markup:
+    """Draw points over an axis that starts at 0, with the limits that they should keep.
+
+    Args:
+        points: one at least.
+        title: names the chart for those who do not see it.
+        x_limit: upright line; points should lie left of it.
+        y_limit: level line; points should lie above it.
+        x_shown: prints a place.
+        y_shown: prints a height.
+    """
+    right = nice_ceiling(max([p.x for p in points] + ([x_limit] if x_limit is not None else [])))
+    heights = [p.y for p in points] + ([y_limit] if y_limit is not None else [])
+    low, high = min(heights), max(heights)
+    slack = 0.12 * (high - low) or 0.01 * abs(high) or 1.0
+    low, high = low - slack, high + slack
+
+    def across(x: float) -> float:
+        return EDGE + (100 - 2 * EDGE) * x / right
+
+    def down(y: float) -> float:
+        return SCATTER_HEIGHT * (high - y) / (high - low)
+
+    parts = []
+    for y in (low, (low + high) / 2, high):
+        parts.append(f'<line class="grid" x1="0" x2="100%" y1="{down(y):.1f}" y2="{down(y):.1f}"/>')
+        parts.append(f'<text class="axis" x="2" y="{down(y) - 4:.1f}">{escape(y_shown(y))}</text>')
+    for x, anchor in ((0.0, "start"), (right / 2, "middle"), (right, "end")):
+        place = f'x="{across(x):.2f}%" y="{SCATTER_HEIGHT + 18}" text-anchor="{anchor}"'
+        parts.append(f'<text class="axis" {place}>{escape(x_shown(x))}</text>')
+    if x_limit is not None:
+        place = f'x1="{across(x_limit):.2f}%" x2="{across(x_limit):.2f}%"'
+        parts.append(f'<line class="limit" {place} y1="0" y2="{SCATTER_HEIGHT}"/>')
+    if y_limit is not None:
+        parts.append(
+            f'<line class="limit" x1="0" x2="100%" y1="{down(y_limit):.1f}" y2="{down(y_limit):.1f}"/>'
+        )
+    parts += [_point(p, across(p.x), down(p.y)) for p in points]
+    described = escape(f"{title}: {len(points)} trials; the table below has every value")
+    return Markup(  # noqa: S704 - every part is made of numbers and escaped text
+        f'<svg class="columns scatter" height="{SCATTER_HEIGHT + 32}" role="img" aria-label="{described}">'
+        f'<g transform="translate(0 14)">{"".join(parts)}</g></svg>'
+    )
+
+
+def _point(point: Point, x: float, y: float) -> str:
+    # A name that would run over the right edge stands on the left of its point.
+    side, anchor = (-10, "end") if x > 85 else (10, "start")
+    return (
+        f'<circle class="fill {escape(point.tone)}" cx="{x:.2f}%" cy="{y:.1f}" r="{RADIUS}">'
+        f"<title>{escape(point.label)}</title></circle>"
+        f'<text class="axis" x="{x:.2f}%" dx="{side}" y="{y + 4:.1f}" text-anchor="{anchor}">'
+        f"{escape(point.name)}</text>"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from edgekit.report import charts, numbers
+from edgekit.report import charts, numbers, trials
 from edgekit.report.charts import Bar, Column
 
 __all__ = ["render_html"]
@@ -98,6 +98,7 @@ def _view(report: Mapping[str, Any]) -> dict[str, Any]:
             {"title": TITLES.get(name, name), "proof": artifact["proof"]}
             for name, artifact in report["artifacts"].items()
         ],
+        "search": trials.view(report),
         "stages": [_stage(stage, metric) for stage in report["stages"]],
         "value": lambda number: numbers.value(number, metric),
         "points": lambda number: numbers.points(number, metric),
