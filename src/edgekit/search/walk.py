@@ -137,7 +137,9 @@ def _order(
 
     def key(setting: Setting) -> Key:
         worse = not setting.qat and setting.calibration != best and setting.calibration in tried
-        training = 2 * (setting.prune not in trained) + _extra_qat(setting, can)
+        qat = _extra_qat(setting, can)
+        # Layers in float on top of training mend little; less pruning goes first.
+        training = 2 * (setting.prune not in trained) + qat + (qat and len(setting.keep_float) > 0)
         way = roads[setting.keep_float]
         light = way.light(setting.prune, trained=setting.prune in trained)
         ratio = setting.prune if light else way.away(setting.prune)
