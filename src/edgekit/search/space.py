@@ -134,7 +134,7 @@ class Setting:
             return Setting(
                 calibration=Calibration(**tree["calibration"]),
                 prune=tree["prune"],
-                keep_float=tuple(tree["keep_float"]),
+                keep_float=tree["keep_float"],
                 qat=tree["qat"],
             )
         except (KeyError, TypeError) as error:
