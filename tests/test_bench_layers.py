@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from edgekit.bench.layers import (
     default_store,
     grid_of,
     latency_model,
+    measure,
     measure_layers,
 )
 from edgekit.bench.layers.grid import Axis, axis
@@ -409,6 +412,47 @@ def test_runtimes_are_kept_apart_and_unknown_ones_refused() -> None:
     assert machine_key("onnx") == machine_key("onnx")
     with pytest.raises(UsageError, match="expected: onnx or tflite"):
         measure_layers([CONV], "coreml")
+
+
+def spinning(seconds: float, *, interrupted_s: float = 0.0) -> Callable[[], None]:
+    """A call that takes so long, and every third time much longer."""
+    count = itertools.count()
+
+    def spin() -> None:
+        until = time.perf_counter() + seconds + (interrupted_s if next(count) % 3 == 2 else 0.0)
+        while time.perf_counter() < until:
+            pass
+
+    return spin
+
+
+def test_interruptions_do_not_count() -> None:
+    interruption_s = 0.01
+    _, short, long = measure._undisturbed(
+        [spinning(0.0001), spinning(0.0001), spinning(0.0003, interrupted_s=interruption_s)], None
+    )
+    assert short < long < interruption_s * 1000
+
+
+def test_a_batch_from_a_busy_moment_is_measured_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[tuple[int, float | None]] = []
+    answers = iter(
+        [measure._Batch((5.0, 6.0), 0.02), measure._Batch((1.0,), 0.01), measure._Batch((3.0, 7.0), 0.01)]
+    )
+
+    def measured(shapes: Sequence[LayerShape], runtime: str, best_ms: float | None) -> measure._Batch:
+        asked.append((len(shapes), best_ms))
+        return next(answers)
+
+    monkeypatch.setattr(measure, "_measure", measured)
+    monkeypatch.setattr(measure, "BATCH", 2)
+    shapes = [CONV.with_channels(n, 8) for n in (8, 16, 24)]
+    found = measure_layers(shapes, "onnx", store=tmp_path / "layers.json")
+    assert asked == [(2, None), (1, 0.02), (2, 0.01)]
+    assert list(found.values()) == [3.0, 6.0, 1.0]
+    assert load(tmp_path / "layers.json", machine_key("onnx")).yardstick_ms == 0.01
 
 
 def test_a_layer_that_a_format_does_not_have_is_named() -> None:

@@ -50,8 +50,6 @@ FILE_MACS: Final = 9_000_000
 MOST_COPIES: Final = 12
 # Layers that take turns; all their files are open at once.
 BATCH: Final = 48
-# So much work is lost at most when somebody interrupts.
-KEEP_S: Final = 10.0
 # Less than the clock can tell: a layer costs something.
 LEAST_MS: Final = 1e-5
 
@@ -109,29 +107,28 @@ def measure_layers(
 def _extended(
     known: Kept, missing: Mapping[str, LayerShape], runtime: str, store: Path | None, step: Step | None
 ) -> Kept:
-    """Measure in batches and keep what was measured."""
+    """Measure in batches, those from busy moments once more, and keep what was measured."""
+
+    def measured(batch: list[str], said: str) -> _Batch:
+        if step is not None:
+            step(f"layer latencies in {_NAMES[runtime]} · {said}")
+        return _measure([missing[name] for name in batch], runtime, min(bests, default=None))
+
     names = list(missing)
-    batches = [names[start : start + BATCH] for start in range(0, len(names), BATCH)]
-    best, kept_at = known.yardstick_ms, time.monotonic()
-    loud: list[tuple[list[str], _Batch]] = []
-    for index, batch in enumerate(batches):
-        if step is not None:
-            step(f"layer latencies in {_NAMES[runtime]} · {index * BATCH} of {len(names)}")
-        found = _measure([missing[name] for name in batch], runtime, best)
-        best = found.yardstick_ms if best is None else min(best, found.yardstick_ms)
-        if found.yardstick_ms > QUIET * best:
-            loud.append((batch, found))
-            continue
-        known = Kept(best, {**known.points, **dict(zip(batch, found.times, strict=True))})
-        if time.monotonic() - kept_at > KEEP_S:
-            known, kept_at = keep(store, machine_key(runtime), known), time.monotonic()
-    for index, (batch, first) in enumerate(loud):
-        if step is not None:
-            step(f"layer latencies in {_NAMES[runtime]} · again, {index * BATCH} of {len(loud) * BATCH}")
-        second = _measure([missing[name] for name in batch], runtime, best)
-        times = [min(pair) for pair in zip(first.times, second.times, strict=True)]
-        known = Kept(best, {**known.points, **dict(zip(batch, times, strict=True))})
-    return keep(store, machine_key(runtime), known)
+    bests = [] if known.yardstick_ms is None else [known.yardstick_ms]
+    found: list[tuple[list[str], _Batch]] = []
+    for start in range(0, len(names), BATCH):
+        batch = names[start : start + BATCH]
+        found.append((batch, measured(batch, f"{start} of {len(names)}")))
+        bests.append(found[-1][1].yardstick_ms)
+    points = {name: ms for batch, of in found for name, ms in zip(batch, of.times, strict=True)}
+    # How quiet the machine can be is known only now.
+    busy = [batch for batch, of in found if of.yardstick_ms > QUIET * min(bests)]
+    for index, batch in enumerate(busy):
+        again = measured(batch, f"{index * BATCH} of {len(busy) * BATCH} once more")
+        bests.append(again.yardstick_ms)
+        points |= {name: min(points[name], ms) for name, ms in zip(batch, again.times, strict=True)}
+    return keep(store, machine_key(runtime), Kept(min(bests), {**known.points, **points}))
 
 
 def _measure(shapes: Sequence[LayerShape], runtime: str, best_ms: float | None) -> _Batch:
