@@ -210,12 +210,13 @@ def _train_floats(graph: GraphModule) -> dict[str, tuple[str, str]]:
         is_parameter = isinstance(_attribute(graph, name), nn.Parameter)
         if not node.users or value.dtype != torch.float32 or not (is_parameter or unit is not None):
             continue
-        share = f"share_of_{name}".replace(".", "_")
         if name not in found:
             unit = _largest(value) if unit is None else unit
-            graph.register_buffer(f"unit_of_{share}", unit)
+            # Numbered, as names with other dots may read the same without them.
+            share, size = (f"{what}_{len(found)}_of_{name}".replace(".", "_") for what in ("share", "unit"))
+            graph.register_buffer(size, unit)
             graph.register_parameter(share, nn.Parameter(value / unit))
-            found[name] = share, f"unit_of_{share}"
+            found[name] = share, size
         with graph.graph.inserting_before(node):
             parts = tuple(graph.graph.get_attr(part) for part in found[name])
             _replace(graph, node, graph.graph.call_function(fake.in_units, parts))
