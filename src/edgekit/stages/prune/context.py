@@ -51,7 +51,8 @@ class Context:
         choices: name of a node that splits an axis to the number of the part that is followed.
         values: labels of what every node gives.
         parameters: (target, axis) to its labels.
-        reads: axes of weights whose positions belong to what the layer reads.
+        weights: name of a node that is computed from weights alone to the target of the first of them.
+        reads: labels along axes of weights whose positions belong to what the layer reads.
         layers: what costs time.
         splits: parts of axes with a choice, and how many there are.
         followed: the labels of the part that is followed there.
@@ -62,7 +63,8 @@ class Context:
     choices: Mapping[str, int]
     values: dict[str, Value] = field(default_factory=dict)
     parameters: dict[tuple[str, int], Labels] = field(default_factory=dict)
-    reads: set[tuple[str, int]] = field(default_factory=set)
+    weights: dict[str, str] = field(default_factory=dict)
+    reads: list[Labels] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
     splits: dict[str, int] = field(default_factory=dict)
     followed: dict[str, Labels] = field(default_factory=dict)
@@ -84,16 +86,17 @@ class Context:
         self.atoms.pin(labels, f"{node.name}: {why}")
 
     def pin_all(self, node: Node, value: Any, why: str) -> None:
-        """Every axis of an argument stays."""
-        for labels in self.of(value):
-            self.pin(labels, node, why)
+        """Every axis of an argument stays, or of each where it is several."""
+        found = self.values[value.name] if isinstance(value, Node) else ()
+        for axes in found if isinstance(found, list) else [found]:
+            for labels in axes:
+                self.pin(labels, node, why)
 
     def join(self, node: Node, one: Labels | None, other: Labels | None) -> Labels | None:
         """Two axes of equal length belong together; where one stays, the other does."""
         if one is None or other is None:
-            known = other if one is None else one
-            self.pin(known, node, "joins what stays")
-            return known
+            self.pin(one if other is None else other, node, "joins what stays")
+            return None
         if len(one) != len(other):
             self.pin(one, node, "joins axes of different lengths")
             self.pin(other, node, "joins axes of different lengths")
@@ -103,8 +106,19 @@ class Context:
 
     def reading(self, value: Any, axis: int) -> None:
         """An axis of a weight follows what the layer reads."""
-        if isinstance(value, Node) and value.op == "get_attr":
-            self.reads.add((str(value.target), axis))
+        if isinstance(value, Node) and value.name in self.weights:
+            labels = self.of(value)[axis]
+            if labels is not None:
+                self.reads.append(labels)
+
+    def open(self, labels: Labels | None) -> bool:
+        """Does a layer give these positions, and may some go, as far as is known now?"""
+        if labels is None:
+            return False
+        roots = self.atoms.roots()
+        given = [roots[layer.axes[0]] for layer in self.layers if layer.weight and layer.axes[0] is not None]
+        weighty = np.isin(roots[labels], np.concatenate(given)) if given else np.zeros(len(labels), bool)
+        return bool((weighty & ~self.atoms.stays(labels)).any())
 
     def layer(
         self,
@@ -115,10 +129,10 @@ class Context:
         weight: Any = None,
         shape: LayerShape | None = None,
     ) -> None:
-        """Note what an operation costs."""
-        target = str(weight.target) if isinstance(weight, Node) and weight.op == "get_attr" else ""
-        source = node.all_input_nodes[0].name
-        self.layers.append(Layer(node.name, op, int(macs), tuple(axes), target, shape, source))
+        """Note what an operation costs; with a weight, the axes begin with those of its outputs."""
+        target = self.weights.get(weight.name, "") if isinstance(weight, Node) else ""
+        read = next((n for n in node.all_input_nodes if n.name not in self.weights), node.all_input_nodes[0])
+        self.layers.append(Layer(node.name, op, int(macs), tuple(axes), target, shape, read.name))
 
 
 def arguments(node: Node) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class _Edit:
         node: in the new graph.
         before: arguments by name.
         axes: units of its first operand.
+        shape: of its first operand, before.
         out: units of what it gives.
         size: shape of what it gives, afterwards; of the first result where there are several.
         sizes: shapes of all results, afterwards.
@@ -37,6 +38,7 @@ class _Edit:
     node: Node
     before: Mapping[str, Any]
     axes: Axes
+    shape: tuple[int, ...]
     out: Axes
     size: tuple[int, ...]
     sizes: tuple[tuple[int, ...], ...]
@@ -107,8 +109,8 @@ def _rewrite(node: Node, structure: Structure, keep: Mask) -> None:
     if sizes == tuple(tuple(shape) for _, shape in results) and _same_operands(node, structure, keep):
         return
     source = node.args[0] if node.args else None
-    axes = structure.results(source.name)[0][0] if isinstance(source, Node) else ()
-    rewrite(_Edit(node, arguments(node), axes, results[0][0], sizes[0], sizes, keep))
+    axes, shape = structure.results(source.name)[0] if isinstance(source, Node) else ((), ())
+    rewrite(_Edit(node, arguments(node), axes, shape, results[0][0], sizes[0], sizes, keep))
 
 
 def _same_operands(node: Node, structure: Structure, keep: Mask) -> bool:
@@ -146,12 +148,35 @@ def _unflatten(edit: _Edit) -> None:
 
 def _groups(edit: _Edit) -> None:
     """A depthwise convolution has as many groups as channels."""
-    weight = edit.before["weight"]
+    weight, groups = edit.before["weight"], int(edit.before["groups"])
     assert isinstance(weight, Node)
-    channel = 1
+    channel = -1 - len(edit.before["stride"]) if isinstance(edit.before["stride"], (list, tuple)) else 1
     labels = edit.axes[channel]
-    if int(edit.before["groups"]) > 1 and labels is not None and len(labels) == int(edit.before["groups"]):
+    if labels is not None and len(labels) == groups > 1:
         _set(edit, "groups", edit.count(labels))
+
+
+def _norm_groups(edit: _Edit) -> None:
+    """A norm of single channels has as many groups as channels."""
+    labels, groups = edit.axes[1], int(edit.before["num_groups"])
+    if labels is not None and len(labels) == groups:
+        _set(edit, "num_groups", edit.count(labels))
+
+
+def _scale(edit: _Edit) -> None:
+    """Scores stay as large as they were where queries and keys get narrower."""
+    labels = edit.axes[-1]
+    if edit.before["scale"] is None and labels is not None:
+        _set(edit, "scale", len(labels) ** -0.5)
+
+
+def _squeeze(edit: _Edit) -> None:
+    """Only what was one position wide is dropped, and not what becomes so."""
+    given = edit.before.get("dim")
+    dims = range(len(edit.shape)) if given is None else given if isinstance(given, (list, tuple)) else [given]
+    edit.node.target = torch.ops.aten.squeeze.dims
+    edit.node.args = (edit.node.args[0], [wrapped(k, len(edit.shape)) for k in dims if edit.shape[k] == 1])
+    edit.node.kwargs = {}
 
 
 def _normalized(edit: _Edit) -> None:
@@ -162,6 +187,8 @@ def _normalized(edit: _Edit) -> None:
 def _parts(edit: _Edit) -> None:
     """Any kind of split becomes one with sizes: parts may differ now."""
     dim = wrapped(edit.before["dim"], len(edit.axes))
+    if edit.axes[dim] is None:
+        return
     edit.node.target = torch.ops.aten.split_with_sizes.default
     edit.node.args = (edit.node.args[0], [size[dim] for size in edit.sizes], dim)
     edit.node.kwargs = {}
@@ -175,6 +202,14 @@ def _slice(edit: _Edit) -> None:
     first = edit.count(labels[:start])
     _set(edit, "start", first)
     _set(edit, "end", first + edit.count(labels[start : max(start, end)]))
+
+
+def _narrowed(edit: _Edit) -> None:
+    dim = wrapped(edit.before["dim"], len(edit.axes))
+    labels = edit.axes[dim]
+    if labels is not None and isinstance(edit.before["start"], int):
+        _set(edit, "start", edit.count(labels[: edit.before["start"] % len(labels)]))
+        _set(edit, "length", edit.size[dim])
 
 
 def _select(edit: _Edit) -> None:
@@ -195,16 +230,19 @@ def _pad(edit: _Edit) -> None:
 
 
 REWRITES: Final[Mapping[str, Callable[[_Edit], None]]] = {
-    **dict.fromkeys(("reshape", "expand", "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full",
-                     "broadcast_to"), _sizes("size")),
-    **dict.fromkeys(("view", "_unsafe_view", "view_copy"), _sizes("size")),
+    **dict.fromkeys(("view", "_unsafe_view", "view_copy", "expand", "broadcast_to", "zeros", "ones", "full", "empty",
+                     "new_zeros", "new_ones", "new_full", "new_empty"), _sizes("size")),
     "reshape": _sizes("shape"),
     "unflatten": _unflatten,
+    "squeeze": _squeeze,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
                     _groups),
+    "group_norm": _norm_groups,
     **dict.fromkeys(("layer_norm", "rms_norm"), _normalized),
-    **dict.fromkeys(("split", "split_with_sizes", "chunk"), _parts),
+    "scaled_dot_product_attention": _scale,
+    **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk"), _parts),
     "slice": _slice,
+    "narrow": _narrowed,
     "select": _select,
     **dict.fromkeys(("pad", "constant_pad_nd"), _pad),
 }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,24 +36,54 @@ def groups(structure: Structure, keep: Sequence[str] = ()) -> tuple[Group, ...]:
         structure: of `trace`.
         keep: glob patterns of layers or weights whose outputs stay.
     """
-    axes = sorted(structure.parameters)
-    count = np.zeros((len(axes), structure.n_units), np.int32)
-    for row, key in enumerate(axes):
-        units = structure.parameters[key]
-        count[row] = np.bincount(units[units != FIXED], minlength=structure.n_units)
-    outputs = {layer.weight: layer.axes[0] for layer in structure.layers if layer.weight}
-    _, first, kind = np.unique(count.T, axis=0, return_index=True, return_inverse=True)
+    kind, width = _kinds(structure)
+    along: dict[int, list[str]] = {}
+    for layer in structure.layers:
+        outputs = layer.axes[0]
+        if layer.weight and outputs is not None:
+            for each in np.unique(kind[outputs[outputs != FIXED]]).tolist():
+                along.setdefault(each, []).append(layer.weight)
     found = []
-    for each in np.argsort(first):
-        units = np.flatnonzero(kind.ravel() == each)
-        weights = tuple(
-            w for w, along in outputs.items() if along is not None and np.isin(along, units).any()
-        )
-        if len(units) < 2 or not weights or any(_matches(w, keep) for w in weights):
-            continue
-        present = count[:, units[0]]
-        found.append(Group(weights[0], units, int(present[present > 0].min()), weights))
+    for units in _classes(kind):
+        weights = tuple(dict.fromkeys(along.get(int(kind[units[0]]), ())))
+        if len(units) > 1 and weights and not any(_matches(w, keep) for w in weights):
+            found.append(Group(weights[0], units, int(width[units[0]]), weights))
     return tuple(found)
+
+
+def _kinds(structure: Structure) -> tuple[Labels, Labels]:
+    """A number per unit, the same for those that live on the same axes; and the positions it takes on the narrowest.
+
+    Axes of results count as well as those of weights: where a part of an axis is used by itself, some of it is left.
+    """
+    n = structure.n_units
+    kind, width = np.zeros(n, np.int64), np.full(n, np.iinfo(np.int64).max)
+    seen: set[bytes] = set()
+    for weighty, units in _axes(structure):
+        if (key := units.tobytes()) in seen:
+            continue
+        seen.add(key)
+        count = np.bincount(units[units != FIXED], minlength=n)
+        _, kind = np.unique(kind * (int(count.max(initial=0)) + 1) + count, return_inverse=True)
+        if weighty:
+            width = np.where(count > 0, np.minimum(width, count), width)
+    return kind, width
+
+
+def _axes(structure: Structure) -> Iterator[tuple[bool, Labels]]:
+    """Units along every axis, those of weights first."""
+    for key in sorted(structure.parameters):
+        yield True, structure.parameters[key]
+    for name in structure.nodes:
+        for axes, _ in structure.results(name):
+            yield from ((False, units) for units in axes if units is not None)
+
+
+def _classes(kind: Labels) -> list[Labels]:
+    """Units of the same kind, in the order of the first of each."""
+    order = np.argsort(kind, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(kind[order])) + 1) if len(kind) else []
+    return sorted(parts, key=lambda units: int(units[0]))
 
 
 def _matches(weight: str, patterns: Sequence[str]) -> bool:

@@ -9,21 +9,18 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
-from edgekit.stages.prune.context import Context, Layer, Value, arguments
-from edgekit.stages.prune.layers import LAYERS, elementwise, nothing, refused
-from edgekit.stages.prune.movement import MOVEMENT, getitem
+from edgekit.stages.prune.basics import elementwise, nothing, op_name, refused
+from edgekit.stages.prune.context import Context, Layer, Value, arguments, wrapped
+from edgekit.stages.prune.parts import getitem
+from edgekit.stages.prune.rules import NUMBERS, POINTWISE, RULES
 from edgekit.stages.prune.units import FIXED, Atoms, Axes, Labels
 from edgekit_converters.program import Program
-
-RULES: Final = {**LAYERS, **MOVEMENT}
-# Results that are numbers and not tensors.
-NUMBERS: Final = frozenset({"sym_size", "numel", "item", "_local_scalar_dense"})
 
 
 @dataclass(frozen=True)
@@ -69,9 +66,11 @@ def trace(program: Program) -> Structure:
     """
     shapes = _shapes(program)
     choices: dict[str, int] = {}
+    settled: set[str] = set()
     best = _walk(program.graph, shapes, choices)
-    for key, parts in best.splits.items():
-        for number in range(1, parts):
+    while key := next((k for k in best.splits if k not in settled), None):
+        settled.add(key)
+        for number in range(1, best.splits[key]):
             if _free_along(best, key):
                 break
             choices[key] = number
@@ -83,37 +82,76 @@ def _walk(graph: GraphModule, shapes: Mapping[str, Any], choices: Mapping[str, i
     context = Context(Atoms(), shapes, choices)
     shared: dict[int, Axes] = {}
     for node in graph.graph.nodes:
-        context.values[node.name] = _value(context, node, graph, shared)
+        read = node.all_input_nodes
+        if read and all(operand.name in context.weights for operand in read):
+            context.weights[node.name] = context.weights[read[0].name]
+        value = _constant(context, node, graph, shared) if node.op == "get_attr" else _value(context, node)
+        context.values[node.name] = _settled(context, node, value)
     return context
 
 
-def _value(t: Context, node: Node, graph: GraphModule, shared: dict[int, Axes]) -> Value:
-    if node.op == "get_attr":
-        return _constant(t, node, graph, shared)
+def _value(t: Context, node: Node) -> Value:
     if node.op == "output":
         return refused(t, node, "what the model gives")
     if node.target is operator.getitem:
         return getitem(t, node)
     if isinstance(node.target, torch._ops.OpOverload):
         return _operation(t, node, node.target)
-    return nothing(t, node)  # an input, or arithmetic on sizes
+    return refused(t, node, f"{node.target} is not known to pruning")  # also inputs, and arithmetic on sizes
 
 
 def _operation(t: Context, node: Node, op: torch._ops.OpOverload) -> Value:
-    name = op._schema.name.split("::")[1]
+    name = op_name(node)
     if name in NUMBERS:
-        return ()
-    if name in RULES:
+        return _number(t, node)
+    if name in RULES and op.namespace == "aten":
         return RULES[name](t, node, arguments(node))
-    if torch.Tag.pointwise in op.tags:
+    if torch.Tag.pointwise in op.tags or name in POINTWISE:
         return elementwise(t, node, [n for n in node.all_input_nodes if isinstance(t.shapes[n.name], tuple)])
-    return refused(t, node, f"aten.{name} is not known to pruning")
+    return refused(t, node, f"{op.namespace}.{name} is not known to pruning")
 
 
-def _constant(t: Context, node: Node, graph: GraphModule, shared: dict[int, Axes]) -> Axes:
+def _number(t: Context, node: Node) -> Value:
+    """A size, or a value, that the program calculates with: what it depends on stays."""
+    if "dim" in (given := arguments(node)):
+        labels = t.of(given["self"])
+        t.pin(labels[wrapped(given["dim"], len(labels))], node, "its size is used as a number")
+    else:
+        refused(t, node, "its values or its size are used as numbers")
+    return ()
+
+
+def _settled(t: Context, node: Node, value: Value) -> Value:
+    """Labels fit the shape; an axis with one position meets axes of any width, and stays."""
+    shapes = t.shapes[node.name]
+    if isinstance(value, list):
+        return [_fitted(t, node, axes, shape) for axes, shape in zip(value, shapes, strict=True)]
+    if isinstance(shapes, list):
+        return refused(t, node, "its results are not told apart")
+    return _fitted(t, node, value, shapes)
+
+
+def _fitted(t: Context, node: Node, axes: Axes, shape: tuple[int, ...]) -> Axes:
+    if len(axes) != len(shape) or any(
+        a is not None and len(a) != n for a, n in zip(axes, shape, strict=True)
+    ):
+        refused(t, node, "its shape is not the one expected")
+        for labels in axes:
+            t.pin(labels, node, "its shape is not the one expected")
+        return tuple(None for _ in shape)
+    for labels, n in zip(axes, shape, strict=True):
+        if n == 1:
+            t.pin(labels, node, "a single position")
+    return tuple(labels if n > 1 else None for labels, n in zip(axes, shape, strict=True))
+
+
+def _constant(t: Context, node: Node, graph: GraphModule, shared: dict[int, Axes]) -> Value:
     """Fresh labels on every axis; a tensor that is used twice has them once."""
     target = str(node.target)
-    tensor = _tensor(graph, target)
+    tensor = _attribute(graph, target)
+    if not isinstance(tensor, torch.Tensor):
+        return nothing(t, node)
+    t.weights[node.name] = target
     if id(tensor) not in shared:
         shared[id(tensor)] = tuple(t.atoms.fresh(n) if n > 1 else None for n in tensor.shape)
     axes = shared[id(tensor)]
@@ -121,11 +159,9 @@ def _constant(t: Context, node: Node, graph: GraphModule, shared: dict[int, Axes
     return axes
 
 
-def _tensor(graph: GraphModule, target: str) -> torch.Tensor:
+def _attribute(graph: GraphModule, target: str) -> Any:
     owner, _, name = target.rpartition(".")
-    found = getattr(graph.get_submodule(owner), name)
-    assert isinstance(found, torch.Tensor)
-    return found
+    return getattr(graph.get_submodule(owner), name)
 
 
 class _Shapes(Interpreter):  # type: ignore[misc]
@@ -172,23 +208,36 @@ def _structure(t: Context) -> Structure:
             return [tuple(None if a is None else unit[a] for a in axes) for axes in value]
         return tuple(None if a is None else unit[a] for a in value)
 
-    refused: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for layer in t.layers:
         outputs = layer.axes[0]
-        if layer.weight and outputs is not None and (unit[outputs] == FIXED).all():
-            refused[layer.weight] = pinned[int(roots[outputs[0]])]
+        if not layer.weight or outputs is None:
+            continue
+        left = unit[outputs]
+        if (left == FIXED).all():
+            reasons[layer.weight] = pinned[int(roots[outputs[0]])]
+        elif (left == left[0]).all():
+            reasons[layer.weight] = "its outputs depend on one another and could only go all together"
     layers = tuple(
         replace(layer, axes=tuple(None if a is None else unit[a] for a in layer.axes)) for layer in t.layers
     )
     return Structure(
         n_units=int(unit.max(initial=FIXED)) + 1,
         parameters={key: unit[labels] for key, labels in t.parameters.items()},
-        reads=frozenset(t.reads),
+        reads=_reads(t),
         nodes={name: numbered(value) for name, value in t.values.items()},
         shapes=t.shapes,
         layers=layers,
-        refused=refused,
+        refused=reasons,
     )
+
+
+def _reads(t: Context) -> frozenset[tuple[str, int]]:
+    """Axes of weights that lie along what a layer reads."""
+    if not t.reads:
+        return frozenset()
+    read = np.unique(np.concatenate(t.reads))
+    return frozenset(key for key, labels in t.parameters.items() if np.isin(labels, read).any())
 
 
 def keep_all(structure: Structure) -> np.ndarray:

@@ -65,6 +65,14 @@ class Atoms:
             self._roots = parent
         return self._roots
 
+    def stays(self, labels: Labels) -> NDArray[np.bool_]:
+        """Which of these are pinned, as far as is known now."""
+        roots = self.roots()
+        pinned = np.zeros(self._count, bool)
+        for found, _ in self._pinned:
+            pinned[roots[found]] = True
+        return pinned[roots[labels]]
+
     def pinned(self) -> dict[int, str]:
         """Root to the first reason why its unit stays."""
         roots = self.roots()
@@ -89,22 +97,6 @@ class Atoms:
         number = np.full(self._count, FIXED, np.int64)
         number[free] = np.arange(len(free))
         return number[roots] if self._count else number, pinned
-
-
-def merge(axes: Sequence[Labels | None], sizes: Sequence[int]) -> tuple[Labels | None, tuple[int, ...]]:
-    """Labels of several axes flattened to one, in row-major order.
-
-    Returns:
-        The labels, None where no axis has any; and the axes whose labels were dropped, as only one can be followed.
-    """
-    tracked = [i for i, labels in enumerate(axes) if labels is not None]
-    if not tracked:
-        return None, ()
-    shape = [1] * len(sizes)
-    kept = axes[tracked[0]]
-    assert kept is not None
-    shape[tracked[0]] = sizes[tracked[0]]
-    return np.broadcast_to(kept.reshape(shape), sizes).reshape(-1), tuple(tracked[1:])
 
 
 def blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[range, range]]:
