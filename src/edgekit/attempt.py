@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
 
 from edgekit.artifacts import timed_files, write_files
+from edgekit.bench import LatencyStats
+from edgekit.bundle import digest
 from edgekit.clock import Clock
 from edgekit.errors import LoweringError
 from edgekit.evaluate import Metric
@@ -17,9 +20,10 @@ from edgekit.lower import SUFFIX
 from edgekit.recipe import Budget, Recipe
 from edgekit.report import StageResult
 from edgekit.shrink import Shrunk, shrink
-from edgekit.stages.qat import train_settled
+from edgekit.stages.qat.stage import train_settled
 from edgekit.stages.quantize.choose import LADDER, STATIC, WEIGHTS, Settled, settle, settle_rung
-from edgekit.workdir import WorkDir
+from edgekit.versions import versions
+from edgekit.workdir import WorkDir, stage_key
 from edgekit_converters.cleanup import clean
 from edgekit_converters.program import Program
 
@@ -169,7 +173,7 @@ def _judge(
     with clock.stage("evaluate"):
         value, n, quality = assess(task.candidate.program, files, task.inputs, task.metric, step=clock.detail)
     with clock.stage("time"):
-        latency = time_files(timed_files(files), max_seconds=TIMING_SECONDS)
+        latency = _timed(timed_files(files), task.work)
     judged = {
         name: Judged(
             saved,
@@ -183,6 +187,18 @@ def _judge(
         for name, saved in files.items()
     }
     return judged, failures
+
+
+def _timed(files: Mapping[str, Path], work: WorkDir) -> dict[str, LatencyStats]:
+    """Latencies of files, kept for a resume: what was decided by them before an interrupt is decided alike after it."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        del folder
+        return {name: asdict(found) for name, found in time_files(files, max_seconds=TIMING_SECONDS).items()}
+
+    key = stage_key("time", {name: digest(path).sha256 for name, path in files.items()}, versions())
+    _, facts, _ = work.stage("time", key, make)
+    return {name: LatencyStats(**each) for name, each in facts.items()}
 
 
 def _better(before: Judged, after: Judged, job: _Job) -> Judged:

@@ -16,6 +16,7 @@ from edgekit.evaluate import Metric, choices, choose_metric, class_axis, has_cla
 from edgekit.inputs import Inputs, from_data, from_model
 from edgekit.load import Candidate, load_candidate
 from edgekit.recipe import Recipe
+from edgekit.shrink import asks_for_training
 from edgekit.workdir import WorkDir
 from edgekit_converters.program import Program
 
@@ -77,11 +78,7 @@ def open_inputs(
     program = candidate.program
     preprocessing = Preprocessing.from_dict(recipe.preprocessing) if recipe.preprocessing else None
     if given is None and training:
-        raise UsageError(
-            "there is no --data, and what is pruned has to be trained",
-            expected="samples to train on, with or without labels",
-            way_out="Give --data, or --epochs 0 to prune without training.",
-        )
+        raise _nothing_to_train_on("there is no --data", recipe)
     if given is None:
         choose_metric(recipe.metric, labels=False, classes=False)  # one that needs labels is refused first
         return from_model(program, candidate.sha256, work, seed=recipe.seed)
@@ -93,9 +90,23 @@ def open_inputs(
         calibration_size=recipe.quantize.calibration_size,
         training=training,
     )
+    if training and not data.n_training:
+        raise _nothing_to_train_on(f"{named(given)}: there is one sample only", recipe)
     inputs = from_data(data, program)
     warning = check_range(program, next(iter(data.calibration(1))))
     return replace(inputs, notes=(*inputs.notes, warning)) if warning else inputs
+
+
+def _nothing_to_train_on(found: str, recipe: Recipe) -> UsageError:
+    option = asks_for_training(recipe)
+    pruned = option.startswith("--prune")
+    way_out = "Give --epochs 0 to prune without training" if pruned else f"Leave {option} out"
+    return UsageError(
+        f"{found}, and {option} needs samples to train on",
+        expected="train_x (train_y) or x (y) in an .npz, class folders, or module:callable; labels help, and are not "
+        "needed",
+        way_out=f"Give them with --data. {way_out}.",
+    )
 
 
 def metric_for(recipe: Recipe, inputs: Inputs, program: Program, *, where: str) -> Metric:

@@ -25,8 +25,7 @@ from edgekit.errors import Interrupted, LoweringError
 from edgekit.intake import load, metric_for, named, open_inputs
 from edgekit.load import Candidate
 from edgekit.recipe import Recipe
-from edgekit.search import Setting
-from edgekit.shrink import needs_training
+from edgekit.shrink import asks_for_training
 from edgekit.trials import may_search, read_trial, rebuild, search
 from edgekit.workdir import WorkDir
 from edgekit_devices import load_profile
@@ -130,29 +129,35 @@ def _run(request: Request, progress: Progress) -> Bundle:
 
 def _compress(request: Request, candidate: Candidate, work: WorkDir, clock: Clock) -> Bundle:
     recipe = _for_targets(request.recipe)
-    setting = None if request.from_trial is None else read_trial(request.out, request.from_trial)
+    told = None if request.from_trial is None else read_trial(request.out, request.from_trial)
+    asked = recipe if told is None else told.setting.applied(recipe)
     with clock.stage("data") as notes:
-        inputs = open_inputs(request.data, recipe, candidate, work, training=_training(recipe, setting))
+        inputs = open_inputs(request.data, asked, candidate, work, training=_training(asked, recipe))
         metric = metric_for(recipe, inputs, candidate.program, where=named(request.data))
         notes.extend(inputs.notes)
     begun = clock.results()
     task = Task(candidate, inputs, metric, work, clock)
     try:
-        found = search(task, recipe) if setting is None else rebuild(task, recipe, setting)
+        found = search(task, recipe) if told is None else rebuild(task, recipe, told)
     except LoweringError:
-        work.remove()
+        # With other options, hours of training may be of use yet; the rest is made again in no time.
+        if not asks_for_training(asked):
+            work.remove()
         raise
     with clock.stage("bundle"):
         return write_bundle(request.out, request.command, candidate, inputs, metric, found, begun)
 
 
-def _training(recipe: Recipe, setting: Setting | None) -> bool | None:
-    """Are samples to train on needed (True), welcome where the data names some (None), or of no use (False)?"""
-    if setting is not None:
-        recipe = setting.applied(recipe)
-    if needs_training(recipe):
+def _training(asked: Recipe, recipe: Recipe) -> bool | None:
+    """Are samples to train on needed (True), welcome where the data names some (None), or of no use (False)?
+
+    Args:
+        asked: what is done first.
+        recipe: of the user, by whose limits more may be tried.
+    """
+    if asks_for_training(asked):
         return True
-    return None if setting is None and may_search(recipe) else False
+    return None if may_search(recipe) else False
 
 
 def _for_targets(recipe: Recipe) -> Recipe:

@@ -17,6 +17,7 @@ STAGES: Final = (
     "train",
     "clean",
     "quantize",
+    "qat",
     "lower",
     "prove",
     "evaluate",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -37,6 +39,8 @@ from edgekit_converters.program import Program
 
 # Formats whose runtimes run here, so that their layers can be timed.
 RUNTIMES: Final[tuple[str, ...]] = ("onnx", "tflite")
+# Trained tensors, in the order of the state dict.
+WEIGHTS: Final = "weights.npz"
 # Layers that are named when they cannot get narrower.
 NAMED: Final = 4
 
@@ -58,10 +62,13 @@ class Shrunk:
     predicted: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
-def needs_training(recipe: Recipe) -> bool:
-    """Does the recipe ask for training inputs?"""
-    pruned = bool(recipe.prune.ratio and recipe.train.epochs)
-    return pruned or recipe.train.student is not None or recipe.qat.enabled is True
+def asks_for_training(recipe: Recipe) -> str:
+    """The option that samples to train on are needed for; "" where there is none."""
+    if recipe.train.student is not None:
+        return "--student"
+    if recipe.prune.ratio and recipe.train.epochs:
+        return f"--prune {recipe.prune.ratio:g}"
+    return "--qat" if recipe.qat.enabled is True else ""
 
 
 def shrink(
@@ -134,7 +141,11 @@ def _macs(program: Program) -> int:
 
 
 def _digest(program: Program) -> str:
-    return stage_key({name: t.numpy().tobytes().hex() for name, t in program.graph.state_dict().items()})
+    total = hashlib.sha256()
+    for name, tensor in program.graph.state_dict().items():
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.contiguous().numpy().tobytes())
+    return total.hexdigest()
 
 
 def _pruned(
@@ -143,7 +154,14 @@ def _pruned(
     """One round of pruning; `ratio` counts from the network before the first one."""
     structure = trace(shrunk.program)
     key = stage_key(
-        "prune", shrunk.key, inputs.sha256, asdict(recipe.prune), ratio, recipe.formats, recipe.seed
+        "prune",
+        shrunk.key,
+        inputs.sha256,
+        asdict(recipe.prune),
+        ratio,
+        recipe.formats,
+        recipe.seed,
+        versions(),
     )
 
     def make(folder: Path) -> dict[str, Any]:
@@ -180,12 +198,7 @@ def _plan(
 ) -> tuple[Plan, dict[str, tuple[float, float]]]:
     among = groups(structure, recipe.prune.keep)
     if not among:
-        raise UsageError(
-            f"--prune {recipe.prune.ratio:g}: no channels of this network can be removed",
-            expected="layers whose outputs only other layers read",
-            way_out="Leave --prune out"
-            + (f"; kept are: {_refusals(structure)}." if structure.refused else "."),
-        )
+        raise _nothing_to_prune(structure, recipe.prune)
     step("ranking channels")
     scores = importance(
         program, structure, among, recipe.prune.importance, inputs.calibration(), seed=recipe.seed
@@ -211,7 +224,33 @@ def _plan(
         wanted = (1 - ratio) * macs(source)(_everything(source))
     step("choosing channels")
     chosen = plan(structure, among, scores, cost, wanted=wanted, multiple=recipe.prune.multiple)
+    if program is start and chosen.keep.all():
+        raise _too_narrow(recipe.prune)
     return chosen, {name: (whole[name], costs[name](chosen.keep)) for name in costs}
+
+
+def _nothing_to_prune(structure: Structure, settings: Prune) -> UsageError:
+    if settings.keep and groups(structure):
+        return UsageError(
+            f"--prune {settings.ratio:g}: keep = {json.dumps(settings.keep)} in [prune] names every layer that can be "
+            "pruned",
+            expected="layers left to prune",
+            way_out="Name fewer layers, or leave --prune out.",
+        )
+    why = f"; what stands in the way: {_refusals(structure)}" if structure.refused else ""
+    return UsageError(
+        f"--prune {settings.ratio:g}: no channels of this network can be removed{why}",
+        expected="layers whose outputs only other layers read",
+        way_out="Leave --prune out.",
+    )
+
+
+def _too_narrow(settings: Prune) -> UsageError:
+    return UsageError(
+        f"--prune {settings.ratio:g}: no layer is wide enough to lose {settings.multiple} channels at a time",
+        expected=f"layers of more than {settings.multiple} channels",
+        way_out="Set a smaller `multiple` in [prune] of the recipe, or leave --prune out.",
+    )
 
 
 def _everything(structure: Structure) -> np.ndarray:
@@ -224,7 +263,8 @@ def _mean_share(costs: Mapping[str, Cost], whole: Mapping[str, float]) -> Cost:
 
 
 def _told(chosen: Plan, structure: Structure, settings: Prune, ratio: float) -> list[str]:
-    notes = [", ".join(f"{name.removesuffix('.weight')} {a} → {b}" for name, a, b in chosen.widths if a != b)]
+    narrower = [f"{name.removesuffix('.weight')} {a} → {b}" for name, a, b in chosen.widths if a != b]
+    notes = [", ".join(narrower)] if narrower else []
     if not chosen.reached:
         left = chosen.after / (chosen.wanted / (1 - ratio))
         notes.append(
@@ -280,22 +320,21 @@ def _trained(
             checkpoint=work.scratch("train", key) / "state.pt",
             step=clock.detail,
         )
-        np.savez(
-            folder / "weights.npz", **{n: t.numpy() for n, t in result.program.graph.state_dict().items()}
-        )
+        np.savez(folder / WEIGHTS, *(t.numpy() for t in result.program.graph.state_dict().values()))
         values = (result.history[0].value, result.best.value)
         return {"notes": list(result.notes), "values": values}
 
     folder, facts, _ = work.stage("train", key, make)
     before, after = facts["values"]
     clock.change({"value": before}, {"value": after})
-    return replace(shrunk, program=_with_weights(shrunk.program, folder / "weights.npz"), key=key), facts[
-        "notes"
-    ]
+    program = _with_weights(shrunk.program, folder / WEIGHTS)
+    return replace(shrunk, program=program, key=key), facts["notes"]
 
 
 def _with_weights(program: Program, path: Path) -> Program:
     graph = copy.deepcopy(program.graph)
     with np.load(path, allow_pickle=False) as arrays:
-        graph.load_state_dict({name: torch.from_numpy(arrays[name].copy()) for name in arrays.files})
+        # By their places: a tensor may have any name.
+        names = graph.state_dict()
+        graph.load_state_dict({name: torch.from_numpy(arrays[f"arr_{i}"]) for i, name in enumerate(names)})
     return replace(program, graph=graph)

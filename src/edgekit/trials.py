@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from edgekit.attempt import Attempt, Task, attempt
 from edgekit.bundle import digest
@@ -35,6 +35,9 @@ from edgekit.search import (
 from edgekit.search.capabilities import HEAVIEST
 from edgekit.versions import versions
 from edgekit.workdir import stage_key
+
+# `attempt`, or what stands for it.
+Make: TypeAlias = Callable[..., Attempt]
 
 # What one more conversion to float and back costs beside the layer itself, as a share of it.
 CONVERSION: Final = 0.25
@@ -63,46 +66,63 @@ def may_search(recipe: Recipe) -> bool:
     return recipe.search.trials > 1 and any(limit is not None for limit in limits)
 
 
-def search(task: Task, recipe: Recipe) -> Found:
+@dataclass(frozen=True)
+class Told:
+    """A trial as the report of its search tells it.
+
+    Attributes:
+        setting: what it does.
+        number: of the trial.
+        trials: rows of all trials of that search.
+    """
+
+    setting: Setting
+    number: int
+    trials: tuple[Mapping[str, Any], ...]
+
+
+def search(task: Task, recipe: Recipe, make: Make = attempt) -> Found:
     """Attempt what the recipe says and, where that misses a limit that the user named, other settings.
 
     Args:
         task: the model and its data.
         recipe: of the user.
+        make: makes an attempt at a recipe.
 
     Raises:
         UsageError: the first attempt cannot be made, or the trials cannot be kept.
         LoweringError: no format can be written.
     """
     began = time.monotonic()
-    first = attempt(task, recipe)
+    first = make(task, recipe)
     _in_some_format(first)
     outcome = outcome_of(first, time.monotonic() - began)
     start = _setting(first)
     if not may_search(recipe) or outcome.refused or not _missed(outcome, first.recipe.budget):
         return Found(first)
-    return _Search(task, recipe, first, outcome, start).run()
+    return _Search(task, recipe, first, outcome, start, make).run()
 
 
-def read_trial(out: Path, number: int) -> Setting:
-    """The setting of a trial, from the report of a bundle.
+def read_trial(out: Path, number: int) -> Told:
+    """Find a trial in the report of a bundle.
 
     Raises:
         UsageError: there is no such bundle or trial.
     """
     path = out / "report.json"
     try:
-        rows = json.loads(path.read_text(encoding="utf-8")).get("trials") or []
-    except (OSError, ValueError) as error:
+        rows = tuple(json.loads(path.read_text(encoding="utf-8")).get("trials") or ())
+        settings = {int(row["number"]): row["setting"] for row in rows}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        why = error.strerror if isinstance(error, OSError) else f"no report of ours ({error})"
         raise UsageError(
-            f"--from-trial {number}: {path}: {error}",
+            f"--from-trial {number}: {path}: {why}",
             expected="the bundle of a search at the output",
             way_out="Name it with -o, or run the search first: give a limit such as --max-latency-ms.",
         ) from error
-    for row in rows:
-        if row["number"] == number:
-            return Setting.from_dict(row["setting"])
-    known = ", ".join(str(row["number"]) for row in rows) or "none: its first attempt held the budget"
+    if number in settings:
+        return Told(Setting.from_dict(settings[number]), number, rows)
+    known = ", ".join(map(str, settings)) or "none: nothing was searched for it"
     raise UsageError(
         f"--from-trial {number}: {path} has no such trial",
         expected=f"one of its trials ({known})",
@@ -110,11 +130,11 @@ def read_trial(out: Path, number: int) -> Setting:
     )
 
 
-def rebuild(task: Task, recipe: Recipe, setting: Setting) -> Found:
-    """Make one trial again."""
-    made = attempt(task, setting.applied(recipe), islands=False)
+def rebuild(task: Task, recipe: Recipe, told: Told, make: Make = attempt) -> Found:
+    """Make one trial again; the others stay in the report."""
+    made = make(task, told.setting.applied(recipe), islands=False)
     _in_some_format(made)
-    return Found(made)
+    return Found(made, told.trials, told.number)
 
 
 def _in_some_format(made: Attempt) -> None:
@@ -130,8 +150,10 @@ def _in_some_format(made: Attempt) -> None:
 class _Search:
     """A search under way: attempts that were made here are at hand, others are made again when they are chosen."""
 
-    def __init__(self, task: Task, recipe: Recipe, first: Attempt, outcome: Outcome, start: Setting) -> None:
-        self.task, self.recipe, self.budget = task, recipe, first.recipe.budget
+    def __init__(
+        self, task: Task, recipe: Recipe, first: Attempt, outcome: Outcome, start: Setting, make: Make
+    ) -> None:
+        self.task, self.recipe, self.budget, self.make = task, recipe, first.recipe.budget, make
         self.start, self.outcome, self.first = start, outcome, first
         self.best: dict[Setting, Attempt] = {start: first}
         self.can = self._capabilities()
@@ -156,7 +178,7 @@ class _Search:
         if trial.setting == self.start:
             return self.outcome
         began = time.monotonic()
-        made = attempt(self.task, trial.setting.applied(self.recipe), islands=False)
+        made = self._made(trial.setting)
         outcome = outcome_of(made, time.monotonic() - began)
         self.best[trial.setting] = made
         return outcome
@@ -173,10 +195,13 @@ class _Search:
             sentences += ("nothing was pruned or trained: the data names no training set (train_x)",)
         if trial is None:
             return Found(self.first, rows, None, sentences)
-        made = self.best.get(trial.setting) or attempt(
-            self.task, trial.setting.applied(self.recipe), islands=False
-        )
+        made = self.best.get(trial.setting) or self._made(trial.setting)
         return Found(made, rows, trial.number, sentences)
+
+    def _made(self, setting: Setting) -> Attempt:
+        made = self.make(self.task, setting.applied(self.recipe), islands=False)
+        _in_some_format(made)
+        return made
 
     def _identity(self) -> dict[str, str]:
         """Trials are of the same search only if all of this is the same."""
@@ -211,7 +236,7 @@ class _Search:
             qat=replace(self.recipe.qat, enabled=False),
             budget=replace(self.recipe.budget, allow_slower=True),
         )
-        made = attempt(self.task, recipe, islands=False)
+        made = self.make(self.task, recipe, islands=False)
         _in_some_format(made)
         return outcome_of(made, 0.0)
 
@@ -276,4 +301,4 @@ def _islands(made: Attempt) -> tuple[Island, ...]:
     return tuple(found.values())
 
 
-__all__ = ["Found", "may_search", "outcome_of", "read_trial", "rebuild", "search"]
+__all__ = ["Found", "Told", "may_search", "outcome_of", "read_trial", "rebuild", "search"]

@@ -12,6 +12,7 @@ from edgekit.inputs import Inputs
 from edgekit.recipe import Recipe
 from edgekit.stages.qat.run import qat
 from edgekit.stages.quantize.choose import FILES, STATIC, Settled, Variant
+from edgekit.versions import versions
 from edgekit.workdir import WorkDir, stage_key
 from edgekit_converters.program import Program, QuantizedProgram
 from edgekit_converters.store import load_program, save_program
@@ -46,7 +47,16 @@ def train_settled(
         UsageError: as `qat` does.
     """
     trained_on = inputs.training.sha256 if inputs.training else ""
-    key = stage_key("qat", settled.key, trained_on, asdict(recipe.train), asdict(recipe.qat), recipe.seed)
+    key = stage_key(
+        "qat",
+        settled.key,
+        trained_on,
+        asdict(recipe.train),
+        asdict(recipe.qat),
+        metric.name,
+        recipe.seed,
+        versions(),
+    )
 
     def make(folder: Path) -> dict[str, Any]:
         result = qat(
