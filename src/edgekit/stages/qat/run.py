@@ -1,4 +1,4 @@
-"""The stage: train the calibrated program on its own grid to answer as the float network does."""
+"""Train the calibrated program on its own grid to answer as the float network does."""
 
 from __future__ import annotations
 
