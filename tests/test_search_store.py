@@ -153,6 +153,22 @@ def test_two_that_choose_the_same_at_once_do_not_both_get_it(tmp_path: Path) -> 
         assert trial.setting == LADDER[1]
 
 
+def test_a_worker_says_that_it_is_alive_until_its_trial_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "BEAT_SECONDS", 0.01)
+    with opened(tmp_path) as store:
+        claimed(store)
+        deadline = time.monotonic() + 60
+        while store._table.rows()[0].attrs["beat"] < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        store.finish(outcome())
+        last = store._table.rows()[0].attrs["beat"]
+        time.sleep(0.05)
+        assert store._table.rows()[0].attrs["beat"] == last
+
+
 WORKER = """
 import json, sys, time
 from pathlib import Path

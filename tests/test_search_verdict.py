@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -249,6 +250,13 @@ def test_an_outcome_is_read_back_from_json_infinities_and_all() -> None:
     )
 
     assert Outcome.from_dict(json.loads(json.dumps(outcome.to_dict()))) == outcome
+
+
+def test_numbers_of_numpy_are_stored_as_numbers() -> None:
+    measured = Measured(np.float32(0.5), np.float64(0.25), np.float32(1.5), None, np.int64(7))  # type: ignore[arg-type]
+
+    assert json.loads(json.dumps(Outcome({"onnx": measured}).to_dict()))["formats"]["onnx"]["metric"] == 0.5
+    assert measured == Measured(0.5, 0.25, 1.5, None, 7)
 
 
 def test_settings_with_the_same_layers_are_the_same() -> None:

@@ -60,6 +60,7 @@ worlds = st.builds(
     thorough=st.floats(0.3, 1),
     qat=st.floats(0, 1),
     step=st.sampled_from([0.0, 0.15, 0.3]),
+    tells=st.booleans(),
 )
 budgets = st.builds(
     Budget,
@@ -236,7 +237,7 @@ def test_too_slow_prunes_more_by_what_was_measured() -> None:
 
 def test_too_inaccurate_trains_on_the_grid_and_then_prunes_less() -> None:
     # Predicted to be slower than it is: the first ratio is too heavy a cut.
-    world = World(drop=0.001, overhead=0.0, steep=0.05, bend=2, qat=0.9)
+    world = World(drop=0.001, overhead=0.0, steep=0.05, bend=2, qat=0.9, tells=False)
     can = replace(everything(), left=lambda ratio: Left((1 - ratio) ** 0.5, 1 - ratio))
 
     trials = world.search(Budget(max_drop=0.01, max_latency_ms=0.65), can)
@@ -250,6 +251,18 @@ def test_too_inaccurate_trains_on_the_grid_and_then_prunes_less() -> None:
     assert (0.6, 0, "quick", True) in words(trials)
     assert words(trials)[-1][0] == 0.4
     assert found(world, trials, Budget(max_drop=0.01, max_latency_ms=0.65))
+
+
+def test_what_pruning_lost_in_float_is_not_looked_for_among_calibrations() -> None:
+    world = World(drop=0.001, overhead=0.0, steep=0.1, bend=2, qat=0.3)
+    budget = Budget(max_drop=0.01, max_latency_ms=0.55)
+
+    assert words(world.search(budget, everything())) == [
+        (0.0, 0, "quick", False),
+        (0.5, 0, "quick", False),
+        (0.5, 0, "quick", True),
+    ]
+    assert len(replace(world, tells=False).search(budget, everything())) == 5
 
 
 def test_a_pruned_network_is_trained_on_the_grid_where_calibration_is_not_enough() -> None:

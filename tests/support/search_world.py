@@ -30,6 +30,7 @@ class World:
         qat: share of the whole drop that training on the grid leaves.
         step: ratios within one such step give the same network.
         noise: largest relative error of a measurement.
+        tells: what a network loses before it is quantized is measured as well.
     """
 
     latency_ms: float = 1.0
@@ -42,10 +43,11 @@ class World:
     qat: float = 0.4
     step: float = 0.0
     noise: float = 0.0
+    tells: bool = True
 
     def truth(self, setting: Setting) -> tuple[float, float, float]:
         """Drop, latency in milliseconds, size in MB, without noise."""
-        ratio = setting.prune // self.step * self.step if self.step else setting.prune
+        ratio = self._ratio(setting)
         kept = [island for island in ISLANDS if island.name in setting.keep_float]
         grid = self.drop * (1.0 - sum(island.damage for island in kept) / 8)
         if setting.qat:
@@ -61,7 +63,12 @@ class World:
         drop, latency, size = (
             value * (1 + self.noise * self._noise(setting, i)) for i, value in enumerate(self.truth(setting))
         )
-        return Outcome({"onnx": Measured(0.9 - drop, drop, latency, 3 * latency, int(size * 1e6))}, 1.0)
+        measured = Measured(0.9 - drop, drop, latency, 3 * latency, int(size * 1e6))
+        before = self.steep * self._ratio(setting) ** self.bend if self.tells else None
+        return Outcome({"onnx": measured}, 1.0, float_drop=before)
+
+    def _ratio(self, setting: Setting) -> float:
+        return setting.prune // self.step * self.step if self.step else setting.prune
 
     def _noise(self, setting: Setting, what: int) -> float:
         """From −1 to 1, the same whenever the same is measured."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -53,6 +54,7 @@ class Seen:
         kept: its layers in float.
         heavy: it is too slow or too large.
         lossy: it loses too much.
+        lossy_float: its network lost too much before it was quantized.
     """
 
     setting: Setting
@@ -60,6 +62,7 @@ class Seen:
     kept: frozenset[str]
     heavy: bool
     lossy: bool
+    lossy_float: bool
 
 
 def seen(trials: Sequence[Trial], budget: Budget) -> list[Seen]:
@@ -68,5 +71,7 @@ def seen(trials: Sequence[Trial], budget: Budget) -> list[Seen]:
     for trial, outcome in measured(trials):
         misses = missed(outcome, budget).keys()
         kept = frozenset(trial.setting.keep_float)
-        rows.append(Seen(trial.setting, outcome, kept, bool(misses - {DROP}), DROP in misses))
+        allowed = math.inf if budget.max_drop is None else budget.max_drop
+        lossy_float = outcome.float_drop is not None and outcome.float_drop > allowed
+        rows.append(Seen(trial.setting, outcome, kept, bool(misses - {DROP}), DROP in misses, lossy_float))
     return rows

@@ -164,6 +164,11 @@ class Measured:
     sha256: str = ""
 
     def __post_init__(self) -> None:
+        # Numbers of numpy are not JSON's; a trial of hours must not be lost for that.
+        for name in ("metric", "drop", "latency_ms", "float_latency_ms"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else float(value))
+        object.__setattr__(self, "size_bytes", int(self.size_bytes))
         if self.drop is not None and math.isnan(self.drop):
             object.__setattr__(self, "drop", math.inf)
         if self.latency_ms is not None and not self.latency_ms >= 0:
@@ -182,15 +187,21 @@ class Outcome:
         formats: format to what was measured on its file; one at least.
         seconds: that the trial took.
         refused: why the result is refused apart from the three limits, e.g. a proof that does not hold.
+        float_drop: what the network lost before it was quantized, by pruning and with what training mended of it; None
+            where that was not measured.
     """
 
     formats: Mapping[str, Measured]
     seconds: float = 0.0
     refused: tuple[str, ...] = ()
+    float_drop: float | None = None
 
     def __post_init__(self) -> None:
         if not self.formats:
             raise _wrong("formats", dict(self.formats), "one file at least")
+        if self.float_drop is not None:
+            lost = float(self.float_drop)
+            object.__setattr__(self, "float_drop", math.inf if math.isnan(lost) else lost)
 
     @property
     def drop(self) -> float | None:
@@ -218,6 +229,7 @@ class Outcome:
             "formats": {name: asdict(each) for name, each in self.formats.items()},
             "seconds": self.seconds,
             "refused": list(self.refused),
+            "float_drop": self.float_drop,
         }
 
     @staticmethod
@@ -229,7 +241,7 @@ class Outcome:
         """
         try:
             formats = {name: Measured(**each) for name, each in tree["formats"].items()}
-            return Outcome(formats, tree["seconds"], tuple(tree["refused"]))
+            return Outcome(formats, tree["seconds"], tuple(tree["refused"]), tree["float_drop"])
         except (KeyError, TypeError, AttributeError) as error:
             raise _wrong("outcome", dict(tree), "what `Outcome.to_dict` gives") from error
 

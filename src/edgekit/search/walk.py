@@ -10,6 +10,7 @@ What a measurement says about settings that were not tried rests on these assump
    training changes either.
 2. It gets no more accurate by more pruning, nor by fewer layers in float with the same calibration.
 3. Training on the grid loses no more than calibration does.
+4. Calibration does not gain what the network lost in float.
 
 Under them the walk finds a setting that holds the limits whenever its grid has one that holds them by more than what
 two measurements of the same thing differ by. Predictions choose the order only; they never rule a setting out.
@@ -79,6 +80,7 @@ def _ruled_out(setting: Setting, found: Sequence[Seen]) -> bool:
     return any(
         (each.lossy and _as_accurate(each.setting, setting))
         or (each.heavy and _as_light(each.setting, setting))
+        or (each.lossy_float and each.setting.prune <= setting.prune and not setting.qat)
         for each in found
     )
 
@@ -102,7 +104,8 @@ def _called_for(setting: Setting, found: Sequence[Seen], can: Capabilities) -> b
         if not any(each.heavy and each.setting.prune < setting.prune and each.kept <= kept for each in found):
             return False
     return not _extra_qat(setting, can) or any(
-        each.lossy and not each.setting.qat and each.setting.prune <= setting.prune for each in found
+        (each.lossy_float or (each.lossy and not each.setting.qat)) and each.setting.prune <= setting.prune
+        for each in found
     )
 
 
