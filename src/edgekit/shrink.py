@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -13,36 +12,18 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from edgekit.bench.layers import default_store, latency_model
 from edgekit.clock import Clock
-from edgekit.errors import UsageError
 from edgekit.evaluate import Metric
 from edgekit.inputs import Inputs
-from edgekit.recipe import Prune, Recipe
-from edgekit.stages.prune import (
-    Cost,
-    Plan,
-    Structure,
-    cut,
-    groups,
-    importance,
-    macs,
-    milliseconds,
-    plan,
-    shapes,
-    trace,
-)
+from edgekit.recipe import Recipe
+from edgekit.stages.prune import Structure, choose, macs, removable_branches, remove, trace
 from edgekit.stages.train import Tap, distill, load_student
 from edgekit.versions import versions
 from edgekit.workdir import WorkDir, stage_key
 from edgekit_converters.program import Program
 
-# Formats whose runtimes run here, so that their layers can be timed.
-RUNTIMES: Final[tuple[str, ...]] = ("onnx", "tflite")
 # Trained tensors, in the order of the state dict.
 WEIGHTS: Final = "weights.npz"
-# Layers that are named when they cannot get narrower.
-NAMED: Final = 4
 
 
 @dataclass(frozen=True)
@@ -99,13 +80,15 @@ def shrink(
         shrunk = _student(original, shrunk, inputs, recipe, metric, work, clock)
     if not recipe.prune.ratio:
         return shrunk
-    rounds, start = recipe.prune.rounds, shrunk.program
+    rounds, start, taps = recipe.prune.rounds, shrunk.program, tuple[Tap, ...]()
     for number in range(1, rounds + 1):
         # Every round removes the same share of what is left.
         ratio = 1 - (1 - recipe.prune.ratio) ** (number / rounds)
         with clock.stage("prune") as notes:
-            shrunk, taps, said = _pruned(start, shrunk, inputs, recipe, ratio, work, clock)
+            shrunk, narrowed, said = _pruned(start, shrunk, inputs, recipe, ratio, work, clock)
             notes.extend(said)
+        # Another network has no nodes in common with its teacher.
+        taps = () if recipe.train.student else _since(taps, narrowed)
         epochs = recipe.train.epochs * number // rounds - recipe.train.epochs * (number - 1) // rounds
         if epochs:
             with clock.stage("train") as notes:
@@ -137,7 +120,7 @@ def _student(
 
 def _macs(program: Program) -> int:
     structure = trace(program)
-    return round(macs(structure)(_everything(structure)))
+    return round(macs(structure)(np.ones(structure.n_units + 1, bool)))
 
 
 def _digest(program: Program) -> str:
@@ -165,14 +148,15 @@ def _pruned(
     )
 
     def make(folder: Path) -> dict[str, Any]:
-        chosen, predicted = _plan(start, shrunk.program, structure, inputs, recipe, ratio, clock.detail)
+        chosen = choose(start, shrunk.program, structure, inputs, recipe, ratio, step=clock.detail)
         np.save(folder / "keep.npy", chosen.keep)
-        return {"notes": _told(chosen, structure, recipe.prune, ratio), "predicted": predicted}
+        return {"notes": chosen.notes, "predicted": dict(chosen.predicted)}
 
     folder, facts, _ = work.stage("prune", key, make)
     keep = np.load(folder / "keep.npy", allow_pickle=False)
-    program = cut(shrunk.program, structure, keep)
-    count = macs(structure)
+    blocks = removable_branches(shrunk.program, structure, recipe.prune)
+    program = remove(shrunk.program, structure, blocks, keep)
+    count = macs(structure, blocks)
     whole = np.ones_like(keep)
     clock.change(
         {"params": _params(shrunk.program), "macs": round(count(whole))},
@@ -180,116 +164,38 @@ def _pruned(
     )
     first = shrunk.macs or round(count(whole))
     predicted = {runtime: (before, after) for runtime, (before, after) in facts["predicted"].items()}
-    return Shrunk(program, key, first, predicted), _taps(structure, keep), facts["notes"]
+    return Shrunk(program, key, first, predicted), _taps(program, structure, keep), facts["notes"]
 
 
 def _params(program: Program) -> int:
     return sum(p.numel() for p in program.graph.parameters())
 
 
-def _plan(
-    start: Program,
-    program: Program,
-    structure: Structure,
-    inputs: Inputs,
-    recipe: Recipe,
-    ratio: float,
-    step: Callable[[str], None],
-) -> tuple[Plan, dict[str, tuple[float, float]]]:
-    among = groups(structure, recipe.prune.keep)
-    if not among:
-        raise _nothing_to_prune(structure, recipe.prune)
-    step("ranking channels")
-    scores = importance(
-        program, structure, among, recipe.prune.importance, inputs.calibration(), seed=recipe.seed
-    )
-    source = structure if program is start else trace(start)
-    runtimes = [name for name in RUNTIMES if name in recipe.formats]
-    tables = {
-        name: latency_model(shapes(source), name, store=default_store(), step=step) for name in runtimes
-    }
-    costs = {name: milliseconds(structure, table) for name, table in tables.items()}
-    whole = {name: milliseconds(source, table)(_everything(source)) for name, table in tables.items()}
-    if recipe.prune.by == "latency" and not tables:
-        raise UsageError(
-            '[prune] by = "latency", but no format is written whose runtime is here',
-            expected="onnx or tflite among the formats",
-            way_out='Set by = "macs" in the recipe.',
-        )
-    if recipe.prune.by == "latency":
-        cost = _mean_share(costs, whole)
-        wanted = 1 - ratio
-    else:
-        cost = macs(structure)
-        wanted = (1 - ratio) * macs(source)(_everything(source))
-    step("choosing channels")
-    chosen = plan(structure, among, scores, cost, wanted=wanted, multiple=recipe.prune.multiple)
-    if program is start and chosen.keep.all():
-        raise _too_narrow(recipe.prune)
-    return chosen, {name: (whole[name], costs[name](chosen.keep)) for name in costs}
-
-
-def _nothing_to_prune(structure: Structure, settings: Prune) -> UsageError:
-    if settings.keep and groups(structure):
-        return UsageError(
-            f"--prune {settings.ratio:g}: keep = {json.dumps(settings.keep)} in [prune] names every layer that can be "
-            "pruned",
-            expected="layers left to prune",
-            way_out="Name fewer layers, or leave --prune out.",
-        )
-    why = f"; what stands in the way: {_refusals(structure)}" if structure.refused else ""
-    return UsageError(
-        f"--prune {settings.ratio:g}: no channels of this network can be removed{why}",
-        expected="layers whose outputs only other layers read",
-        way_out="Leave --prune out.",
-    )
-
-
-def _too_narrow(settings: Prune) -> UsageError:
-    return UsageError(
-        f"--prune {settings.ratio:g}: no layer is wide enough to lose {settings.multiple} channels at a time",
-        expected=f"layers of more than {settings.multiple} channels",
-        way_out="Set a smaller `multiple` in [prune] of the recipe, or leave --prune out.",
-    )
-
-
-def _everything(structure: Structure) -> np.ndarray:
-    return np.ones(structure.n_units + 1, bool)
-
-
-def _mean_share(costs: Mapping[str, Cost], whole: Mapping[str, float]) -> Cost:
-    """Mean over the runtimes of what is left of the latency of the original's layers."""
-    return lambda keep: sum(cost(keep) / whole[name] for name, cost in costs.items()) / len(costs)
-
-
-def _told(chosen: Plan, structure: Structure, settings: Prune, ratio: float) -> list[str]:
-    narrower = [f"{name.removesuffix('.weight')} {a} → {b}" for name, a, b in chosen.widths if a != b]
-    notes = [", ".join(narrower)] if narrower else []
-    if not chosen.reached:
-        left = chosen.after / (chosen.wanted / (1 - ratio))
-        notes.append(
-            f"no more could be removed: {left:.0%} of the {settings.by} are left, {1 - ratio:.0%} were wanted"
-        )
-    if structure.refused:
-        notes.append(f"kept whole: {_refusals(structure)}")
-    return notes
-
-
-def _refusals(structure: Structure) -> str:
-    shown = [f"{name.removesuffix('.weight')} ({why})" for name, why in structure.refused.items()]
-    more = f" and {len(shown) - NAMED} more" if len(shown) > NAMED else ""
-    return ", ".join(shown[:NAMED]) + more
-
-
 def _taps(structure: Structure, keep: np.ndarray) -> tuple[Tap, ...]:
-    """What layers read where it got narrower, and attention whose heads went."""
+    """What layers read where it got narrower along one axis, and attention whose heads went."""
     found: dict[str, Tap] = {}
     for layer in structure.layers:
         name = layer.node if layer.op == "attention" else layer.reads
         axes, _ = structure.results(name)[0]
-        for axis, units in enumerate(axes):
-            if units is not None and not keep[units].all():
-                found[name] = Tap(name, axis, tuple(np.flatnonzero(keep[units]).tolist()))
+        narrower = [k for k, units in enumerate(axes) if units is not None and not keep[units].all()]
+        if len(narrower) == 1:
+            units = axes[narrower[0]]
+            assert units is not None
+            found[name] = Tap(name, narrower[0], tuple(np.flatnonzero(keep[units]).tolist()))
+    return tuple(found.values())
+
+
+def _since(earlier: Sequence[Tap], now: Sequence[Tap]) -> tuple[Tap, ...]:
+    """Taps of one round after those of earlier ones, in numbers of the network before the first."""
+    found = {tap.node: tap for tap in earlier}
+    for tap in now:
+        before = found.get(tap.node)
+        if before is None:
+            found[tap.node] = tap
+        elif before.axis != tap.axis:
+            del found[tap.node]  # a tap follows one axis
+        elif before.kept is not None and tap.kept is not None:
+            found[tap.node] = replace(tap, kept=tuple(before.kept[k] for k in tap.kept))
     return tuple(found.values())
 
 

@@ -193,6 +193,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
         "by": _one_of(*COSTS),
         "importance": _one_of(*IMPORTANCES),
         "multiple": _whole(1, 64),
+        "blocks": _flag("auto"),
         "rounds": _whole(1, 20),
         "keep": _texts("a list of layer names, * and ? allowed"),
     },

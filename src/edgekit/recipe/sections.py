@@ -54,6 +54,8 @@ class Prune:
         importance: how the damage of removing a channel is estimated: by the "magnitude" of its weights, by the
             first ("taylor") or second ("hessian") order change of the loss.
         multiple: channel counts are kept at multiples of this, as integer kernels like them.
+        blocks: residual branches may go whole, too; "auto" lets them where the cost is latency, as narrow layers still
+            cost their calls.
         rounds: prune and train in so many turns.
         keep: glob patterns of layers whose channels are not removed.
     """
@@ -62,6 +64,7 @@ class Prune:
     by: str = "latency"
     importance: str = "taylor"
     multiple: int = 8
+    blocks: bool | str = "auto"
     rounds: int = 1
     keep: tuple[str, ...] = ()
 

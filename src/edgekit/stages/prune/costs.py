@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
 
 from edgekit.bench.layers import LatencyModel, LayerShape
+from edgekit.stages.prune.branches import Branch
 from edgekit.stages.prune.context import Layer
 from edgekit.stages.prune.trace import Structure
 from edgekit.stages.prune.units import Labels
@@ -24,9 +25,28 @@ def layer_macs(layer: Layer, keep: np.ndarray) -> float:
     return layer.macs * math.prod(left)
 
 
-def macs(structure: Structure) -> Cost:
-    """Multiplications of all layers at batch one."""
-    return lambda keep: float(sum(layer_macs(layer, keep) for layer in structure.layers))
+def macs(structure: Structure, among: Sequence[Branch] = ()) -> Cost:
+    """Multiplications of all layers at batch one.
+
+    Args:
+        structure: of `trace`.
+        among: residual branches that follow the units in masks.
+    """
+    rows = _rows(structure, among)
+    return lambda keep: float(sum(layer_macs(layer, keep) for layer, gates in rows if keep[gates].all()))
+
+
+def _rows(structure: Structure, among: Sequence[Branch]) -> list[tuple[Layer, Labels]]:
+    """Every layer with the places in a mask of the branches that it lies in."""
+    return [
+        (
+            layer,
+            np.array(
+                [structure.n_units + i for i, each in enumerate(among) if layer.node in each.layers], np.int64
+            ),
+        )
+        for layer in structure.layers
+    ]
 
 
 def shapes(structure: Structure) -> tuple[LayerShape, ...]:
@@ -34,7 +54,7 @@ def shapes(structure: Structure) -> tuple[LayerShape, ...]:
     return tuple(layer.shape for layer in structure.layers if layer.shape is not None)
 
 
-def milliseconds(structure: Structure, table: LatencyModel) -> Cost:
+def milliseconds(structure: Structure, table: LatencyModel, among: Sequence[Branch] = ()) -> Cost:
     """Sum of the layers' latencies in one runtime.
 
     What has no table, such as attention and recurrent cells, counts by its multiplications, at the median rate of
@@ -43,7 +63,9 @@ def milliseconds(structure: Structure, table: LatencyModel) -> Cost:
     Args:
         structure: of `trace`.
         table: covers `shapes(structure)`.
+        among: residual branches that follow the units in masks.
     """
+    rows = _rows(structure, among)
     tabled = [layer for layer in structure.layers if layer.shape is not None]
     rates = [table.ms(layer.shape) / layer.macs for layer in tabled if layer.shape and layer.macs]
     rate = statistics.median(rates) if rates else 0.0
@@ -51,7 +73,8 @@ def milliseconds(structure: Structure, table: LatencyModel) -> Cost:
     def cost(keep: np.ndarray) -> float:
         return sum(
             rate * layer_macs(layer, keep) if layer.shape is None else table.ms(_narrowed(layer, keep))
-            for layer in structure.layers
+            for layer, gates in rows
+            if keep[gates].all()
         )
 
     return cost

@@ -46,7 +46,7 @@ def groups(structure: Structure, keep: Sequence[str] = ()) -> tuple[Group, ...]:
     found = []
     for units in _classes(kind):
         weights = tuple(dict.fromkeys(along.get(int(kind[units[0]]), ())))
-        if len(units) > 1 and weights and not any(_matches(w, keep) for w in weights):
+        if len(units) > 1 and weights and not any(matches(w, keep) for w in weights):
             found.append(Group(weights[0], units, int(width[units[0]]), weights))
     return tuple(found)
 
@@ -86,6 +86,7 @@ def _classes(kind: Labels) -> list[Labels]:
     return sorted(parts, key=lambda units: int(units[0]))
 
 
-def _matches(weight: str, patterns: Sequence[str]) -> bool:
+def matches(weight: str, patterns: Sequence[str]) -> bool:
+    """Does a pattern name a weight or its layer?"""
     layer = weight.rpartition(".")[0] or weight
     return any(fnmatch.fnmatchcase(name, p) for p in patterns for name in (weight, layer))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from edgekit.evaluate import class_axis, has_classes
+from edgekit.stages.prune.branches import Branch, gated
 from edgekit.stages.prune.groups import Group
 from edgekit.stages.prune.trace import Structure
 from edgekit.stages.prune.units import FIXED, Labels
@@ -56,6 +57,32 @@ def importance(
     if method == "magnitude":
         return _magnitude(program, structure, among)
     return _fisher(program, structure, batches, seed, whole=method == "taylor")
+
+
+def importance_of_branches(
+    program: Program, among: Sequence[Branch], batches: Iterable[Batch], *, seed: int
+) -> np.ndarray:
+    """Importance of residual branches, on the scale of "taylor": `½ E[(∂loss/∂gate)²]` of a factor on the branch.
+
+    Args:
+        program: that was traced.
+        among: its branches.
+        batches: inputs.
+        seed: of the labels that are drawn.
+
+    Returns:
+        float64, one per branch.
+    """
+    graph, gates = gated(program, among)
+    random = torch.Generator().manual_seed(seed)
+    total, draws = np.zeros(len(among)), 0
+    if not among:
+        return total
+    for batch in itertools.islice(itertools.cycle(_small(batches, whole_batch=program.dynamic_batch)), DRAWS):
+        gradients = torch.autograd.grad(_drawn_loss(graph(*batch), random), gates)
+        total += np.array([float(g) ** 2 for g in gradients])
+        draws += 1
+    return total / max(draws, 1) / 2
 
 
 def _axes(structure: Structure) -> dict[tuple[str, int], Labels]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgekit.stages.prune.costs import Cost
 from edgekit.stages.prune.groups import Group
-from edgekit.stages.prune.trace import Structure, keep_all
+from edgekit.stages.prune.trace import Structure
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Plan:
     """What goes, decided before anything is changed.
 
     Attributes:
-        keep: bool per unit, and True at the end.
+        keep: bool per unit, then per branch, and True at the end.
         before: cost of everything.
         after: cost of what is left.
         wanted: cost that was asked for.
@@ -44,6 +44,7 @@ def plan(
     *,
     wanted: float,
     multiple: int,
+    branches: int = 0,
 ) -> Plan:
     """Remove blocks of units, the least importance per saved cost first.
 
@@ -53,22 +54,27 @@ def plan(
     Args:
         structure: of `trace`.
         among: groups that may be narrowed.
-        importance: of every unit, at least 0; additive.
+        importance: of every unit, then of every branch; at least 0, additive.
         cost: of a mask.
         wanted: cost to reach.
         multiple: of positions that a group keeps; wide units count as many positions each.
+        branches: how many residual branches may go whole; they follow the units in `importance` and in masks.
 
     Returns:
         The plan; where even the last blocks do not reach what is wanted, the cheapest one.
     """
-    keep = keep_all(structure)
+    keep = np.ones(structure.n_units + branches + 1, bool)
     ranked = [group.units[np.argsort(importance[group.units], kind="stable")] for group in among]
+    blocks = [max(1, multiple // group.width) for group in among]
+    least = [*blocks, *(0 for _ in range(branches))]
+    ranked += [np.array([structure.n_units + i]) for i in range(branches)]
+    blocks += [1] * branches
     left = [len(units) for units in ranked]
     before = now = cost(keep)
     while now > wanted:
         best: tuple[float, int, int, float] | None = None
-        for i, (group, units) in enumerate(zip(among, ranked, strict=True)):
-            for target in _targets(left[i], max(1, multiple // group.width)):
+        for i, units in enumerate(ranked):
+            for target in _targets(left[i], blocks[i], least[i]):
                 gone = units[len(units) - left[i] : len(units) - target]
                 keep[gone] = False
                 saved = now - cost(keep)
@@ -85,12 +91,12 @@ def plan(
         left[i] = target
     widths = tuple(
         (group.name, len(group.units) * group.width, n * group.width)
-        for group, n in zip(among, left, strict=True)
+        for group, n in zip(among, left, strict=False)
     )
     return Plan(keep, before, now, wanted, widths)
 
 
-def _targets(left: int, block: int) -> list[int]:
-    """Counts to go to from here: the next two lower multiples of a block, one block at least."""
+def _targets(left: int, block: int, least: int) -> list[int]:
+    """Counts to go to from here: the next two lower multiples of a block."""
     lower = (left - 1) // block * block
-    return [n for n in (lower, lower - block) if n >= block]
+    return [n for n in (lower, lower - block) if n >= least]
