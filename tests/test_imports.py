@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "torchao", "onnx", "onnxruntime", "coremltools", "litert_torch", "ai_edge_litert", "jax")
+HEAVY = (
+    "torch", "torchao", "onnx", "onnxruntime", "coremltools", "litert_torch", "ai_edge_litert", "jax", "optuna",
+    "neural_compressor",
+)  # fmt: skip
 LISTING = "import sys; print(*sorted(name for name in sys.modules if '.' not in name))"
 
 

@@ -123,6 +123,12 @@ ABILITIES: tuple[Ability, ...] = (
         ((Requirement("pillow", "10"),),),
         "pip install -U 'edgekit[images]'",
     ),
+    Ability(
+        "edgekit compress --max-latency-ms …",
+        "search settings until a named budget holds",
+        ((Requirement("optuna", "5"), Requirement("neural-compressor", "3.10", "3.11")),),
+        "pip install -U edgekit",
+    ),
     Ability("edgekit bench *.onnx", "time in ONNX Runtime", ((_ORT,),), "pip install -U edgekit"),
     Ability(
         "edgekit bench *.tflite",
