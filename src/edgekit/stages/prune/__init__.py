@@ -4,6 +4,7 @@ from edgekit.stages.prune.choose import Chosen, choose, removable_branches
 from edgekit.stages.prune.costs import macs
 from edgekit.stages.prune.cut import cut
 from edgekit.stages.prune.groups import groups
+from edgekit.stages.prune.plain import plain
 from edgekit.stages.prune.remove import remove
 from edgekit.stages.prune.trace import Structure, trace
 
@@ -14,6 +15,7 @@ __all__ = [
     "cut",
     "groups",
     "macs",
+    "plain",
     "removable_branches",
     "remove",
     "trace",

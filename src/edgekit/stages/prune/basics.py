@@ -24,6 +24,8 @@ def refused(t: Context, node: Node, why: str) -> Value:
     """Nothing that enters a node gets narrower."""
     for operand in node.all_input_nodes:
         t.pin_all(node, operand, why)
+        if operand.name in t.weights and any(labels is not None for labels in t.of(operand)):
+            t.refused.setdefault(t.weights[operand.name], f"{node.name}: {why}")
     return nothing(t, node)
 
 

@@ -54,6 +54,7 @@ class Context:
         weights: name of a node that is computed from weights alone to the target of the first of them.
         reads: labels along axes of weights whose positions belong to what the layer reads.
         layers: what costs time.
+        refused: weight to the reason why no rule follows what is done with it.
         splits: parts of axes with a choice, and how many there are.
         followed: the labels of the part that is followed there.
     """
@@ -66,6 +67,7 @@ class Context:
     weights: dict[str, str] = field(default_factory=dict)
     reads: list[Labels] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
     splits: dict[str, int] = field(default_factory=dict)
     followed: dict[str, Labels] = field(default_factory=dict)
 

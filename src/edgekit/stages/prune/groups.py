@@ -19,7 +19,7 @@ class Group:
     Attributes:
         name: the first weight whose outputs they are.
         units: their numbers.
-        width: positions that one unit takes on the narrowest of its axes: a head has as many as it is wide.
+        width: positions that one unit takes on the narrowest axis of a layer: a head has as many as it is wide.
         weights: all weights whose outputs they are.
     """
 
@@ -52,28 +52,31 @@ def groups(structure: Structure, keep: Sequence[str] = ()) -> tuple[Group, ...]:
 
 
 def _kinds(structure: Structure) -> tuple[Labels, Labels]:
-    """A number per unit, the same for those that live on the same axes; and the positions it takes on the narrowest.
+    """A number per unit, the same for those that live on the same axes; and its positions on the narrowest one.
 
     Axes of results count as well as those of weights: where a part of an axis is used by itself, some of it is left.
     """
     n = structure.n_units
     kind, width = np.zeros(n, np.int64), np.full(n, np.iinfo(np.int64).max)
     seen: set[bytes] = set()
-    for weighty, units in _axes(structure):
+    for of_layer, units in _axes(structure):
         if (key := units.tobytes()) in seen:
             continue
         seen.add(key)
         count = np.bincount(units[units != FIXED], minlength=n)
         _, kind = np.unique(kind * (int(count.max(initial=0)) + 1) + count, return_inverse=True)
-        if weighty:
+        if of_layer:
             width = np.where(count > 0, np.minimum(width, count), width)
     return kind, width
 
 
 def _axes(structure: Structure) -> Iterator[tuple[bool, Labels]]:
-    """Units along every axis, those of weights first."""
+    """Units along every axis, and whether a layer computes along it; those first."""
+    for layer in structure.layers:
+        if layer.weight:
+            yield from ((True, units) for units in layer.axes if units is not None)
     for key in sorted(structure.parameters):
-        yield True, structure.parameters[key]
+        yield False, structure.parameters[key]
     for name in structure.nodes:
         for axes, _ in structure.results(name):
             yield from ((False, units) for units in axes if units is not None)

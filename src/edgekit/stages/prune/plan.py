@@ -21,7 +21,7 @@ class Plan:
         before: cost of everything.
         after: cost of what is left.
         wanted: cost that was asked for.
-        widths: group name to positions before and after.
+        widths: name of the groups, positions before and after.
     """
 
     keep: np.ndarray
@@ -89,11 +89,16 @@ def plan(
         _, i, target, now = best
         keep[ranked[i][len(ranked[i]) - left[i] : len(ranked[i]) - target]] = False
         left[i] = target
-    widths = tuple(
-        (group.name, len(group.units) * group.width, n * group.width)
-        for group, n in zip(among, left, strict=False)
-    )
-    return Plan(keep, before, now, wanted, widths)
+    return Plan(keep, before, now, wanted, _widths(among, left[: len(among)]))
+
+
+def _widths(among: Sequence[Group], left: Sequence[int]) -> tuple[tuple[str, int, int], ...]:
+    """Positions before and after; parts of one layer that go separately count together."""
+    found: dict[str, tuple[int, int]] = {}
+    for group, n in zip(among, left, strict=True):
+        before, after = found.get(group.name, (0, 0))
+        found[group.name] = before + len(group.units) * group.width, after + n * group.width
+    return tuple((name, *counts) for name, counts in found.items())
 
 
 def _targets(left: int, block: int, least: int) -> list[int]:

@@ -80,9 +80,11 @@ def einsum(t: Context, node: Node, a: Mapping[str, Any]) -> Value:
         for k, letter in enumerate(letters):
             if letter not in given:
                 t.reading(operand, k)
-    first = [] if weight is None else [c for c in read[a["tensors"].index(weight)] if c in given]
-    order = [*first[-1:], *(c for c in size if c not in first[-1:])]
+    outputs = [] if weight is None else [c for c in read[a["tensors"].index(weight)] if c in given]
+    order = [*outputs, *(c for c in size if c not in outputs)]
     t.layer(node, "einsum", math.prod(size.values()), [labels.get(c) for c in order], weight)
+    for letter in outputs[1:]:
+        t.layer(node, "einsum", 0, (labels.get(letter),), weight)
     return tuple(labels.get(letter) for letter in given)
 
 

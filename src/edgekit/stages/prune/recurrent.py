@@ -9,11 +9,12 @@ from typing import Any, Final
 import numpy as np
 from torch.fx import Node
 
-from edgekit.stages.prune.basics import op_name, refused
+from edgekit.stages.prune.basics import op_name, refused, several
 from edgekit.stages.prune.context import Context, Value
 from edgekit.stages.prune.units import Labels
 
 GATES: Final = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+CELLS: Final = {f"{name}_cell": gates for name, gates in GATES.items()}
 
 
 def recurrent(t: Context, node: Node, a: Mapping[str, Any]) -> Value:
@@ -61,3 +62,25 @@ def recurrent(t: Context, node: Node, a: Mapping[str, Any]) -> Value:
         for labels in others:
             t.pin(labels, node, "layers and samples lie along this axis")
     return [(None, None, below), *((None, None, hidden) for _ in states)]
+
+
+def cell(t: Context, node: Node, a: Mapping[str, Any]) -> Value:
+    """One step of one layer: `lstm_cell` gives a hidden and a cell state, the others a hidden state."""
+    w_ih, w_hh = t.of(a["w_ih"]), t.of(a["w_hh"])
+    hidden = w_hh[1]
+    if hidden is None:
+        return refused(t, node, "a hidden size of one")
+    t.join(node, t.of(a["input"])[-1], w_ih[1])
+    biases = [a[name] for name in ("b_ih", "b_hh") if isinstance(a[name], Node)]
+    for rows in (w_ih[0], w_hh[0], *(t.of(bias)[0] for bias in biases)):
+        t.join(node, np.tile(hidden, CELLS[op_name(node)]), rows)
+    states = a["hx"] if isinstance(a["hx"], (list, tuple)) else [a["hx"]]
+    for state in states:
+        t.join(node, t.of(state)[-1], hidden)
+    for weight, axes in ((a["w_ih"], w_ih), (a["w_hh"], w_hh)):
+        t.reading(weight, 1)
+        t.layer(node, op_name(node), math.prod(t.shape(weight)), axes, weight)
+    first = t.of(a["input"])[:-1]
+    for labels in first:
+        t.pin(labels, node, "samples lie along this axis")
+    return several(t, node, (*(None for _ in first), hidden))

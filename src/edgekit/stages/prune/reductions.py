@@ -31,20 +31,21 @@ def sampled(t: Context, node: Node, a: Mapping[str, Any]) -> Value:
 
 
 def mean(t: Context, node: Node, a: Mapping[str, Any]) -> Value:
-    """`mean`, `var`, `std`, `amax`, `amin`: over fewer positions where the axis is narrower."""
+    """`mean`, `var`, `amax`, norms: over fewer positions where the axis is narrower."""
     return _reduced(t, node, a, pinned=False)
 
 
 def total(t: Context, node: Node, a: Mapping[str, Any]) -> Value:
-    """`sum`, `prod`, norms, `argmax`: what follows may count on the number of positions, or on their places."""
+    """`sum`, `prod`, `argmax`: what follows may count on the number of positions, or on their places."""
     return _reduced(t, node, a, pinned=True)
 
 
 def extreme(t: Context, node: Node, a: Mapping[str, Any]) -> Value:
-    """`max`, `min`: of two tensors, of everything, or along an axis, where the place counts as well."""
+    """`max`, `min`: of two tensors, of everything, or along an axis, where the place may count."""
     if "other" in a:
         return elementwise(t, node, [a["self"], a["other"]])
-    return _reduced(t, node, a, pinned=True)
+    places = [user for user in node.users if user.args[1:] == (1,) and user.users]
+    return _reduced(t, node, a, pinned="dim" not in a or bool(places))
 
 
 def _reduced(t: Context, node: Node, a: Mapping[str, Any], *, pinned: bool) -> Value:

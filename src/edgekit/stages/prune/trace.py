@@ -141,7 +141,7 @@ def _fitted(t: Context, node: Node, axes: Axes, shape: tuple[int, ...]) -> Axes:
         return tuple(None for _ in shape)
     for labels, n in zip(axes, shape, strict=True):
         if n == 1:
-            t.pin(labels, node, "a single position")
+            t.pin(labels, node, "one position is left of this axis")
     return tuple(labels if n > 1 else None for labels, n in zip(axes, shape, strict=True))
 
 
@@ -208,7 +208,7 @@ def _structure(t: Context) -> Structure:
             return [tuple(None if a is None else unit[a] for a in axes) for axes in value]
         return tuple(None if a is None else unit[a] for a in value)
 
-    reasons: dict[str, str] = {}
+    reasons, free = dict(t.refused), set()
     for layer in t.layers:
         outputs = layer.axes[0]
         if not layer.weight or outputs is None:
@@ -218,6 +218,8 @@ def _structure(t: Context) -> Structure:
             reasons[layer.weight] = pinned[int(roots[outputs[0]])]
         elif (left == left[0]).all():
             reasons[layer.weight] = "its outputs depend on one another and could only go all together"
+        else:
+            free.add(layer.weight)
     layers = tuple(
         replace(layer, axes=tuple(None if a is None else unit[a] for a in layer.axes)) for layer in t.layers
     )
@@ -228,7 +230,7 @@ def _structure(t: Context) -> Structure:
         nodes={name: numbered(value) for name, value in t.values.items()},
         shapes=t.shapes,
         layers=layers,
-        refused=reasons,
+        refused={weight: why for weight, why in reasons.items() if weight not in free},
     )
 
 
