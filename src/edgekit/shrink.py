@@ -87,12 +87,13 @@ def shrink(
         with clock.stage("prune") as notes:
             shrunk, narrowed, said = _pruned(start, shrunk, inputs, recipe, ratio, work, clock)
             notes.extend(said)
-        # Another network has no nodes in common with its teacher.
-        taps = () if recipe.train.student else _since(taps, narrowed)
+        taps = _since(taps, narrowed, shrunk.program)
         epochs = recipe.train.epochs * number // rounds - recipe.train.epochs * (number - 1) // rounds
         if epochs:
             with clock.stage("train") as notes:
-                shrunk, said = _trained(original, shrunk, inputs, recipe, epochs, taps, metric, work, clock)
+                # Another network has no nodes in common with its teacher.
+                shared = () if recipe.train.student else taps
+                shrunk, said = _trained(original, shrunk, inputs, recipe, epochs, shared, metric, work, clock)
                 notes.extend(said)
     return shrunk
 
@@ -164,7 +165,7 @@ def _pruned(
     )
     first = shrunk.macs or round(count(whole))
     predicted = {runtime: (before, after) for runtime, (before, after) in facts["predicted"].items()}
-    return Shrunk(program, key, first, predicted), _taps(program, structure, keep), facts["notes"]
+    return Shrunk(program, key, first, predicted), _taps(structure, keep), facts["notes"]
 
 
 def _params(program: Program) -> int:
@@ -185,8 +186,11 @@ def _taps(structure: Structure, keep: np.ndarray) -> tuple[Tap, ...]:
     return tuple(found.values())
 
 
-def _since(earlier: Sequence[Tap], now: Sequence[Tap]) -> tuple[Tap, ...]:
-    """Taps of one round after those of earlier ones, in numbers of the network before the first."""
+def _since(earlier: Sequence[Tap], now: Sequence[Tap], program: Program) -> tuple[Tap, ...]:
+    """Taps of one round after those of earlier ones, in numbers of the network before the first.
+
+    What went with a whole branch is not looked at.
+    """
     found = {tap.node: tap for tap in earlier}
     for tap in now:
         before = found.get(tap.node)
@@ -196,7 +200,8 @@ def _since(earlier: Sequence[Tap], now: Sequence[Tap]) -> tuple[Tap, ...]:
             del found[tap.node]  # a tap follows one axis
         elif before.kept is not None and tap.kept is not None:
             found[tap.node] = replace(tap, kept=tuple(before.kept[k] for k in tap.kept))
-    return tuple(found.values())
+    nodes = {node.name for node in program.graph.graph.nodes}
+    return tuple(tap for tap in found.values() if tap.node in nodes)
 
 
 def _trained(
