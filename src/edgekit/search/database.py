@@ -244,7 +244,7 @@ def _hidden(storage: str) -> str:
     from sqlalchemy import exc, make_url
 
     try:
-        return make_url(storage).render_as_string(hide_password=True)
+        return str(make_url(storage).render_as_string(hide_password=True))
     except exc.ArgumentError:
         return storage.split("://", 1)[0] + "://…" if "@" in storage else storage
 

@@ -10,24 +10,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgekit.errors import UsageError
 from edgekit.evaluate import Metric
-from edgekit.inputs import Batch, Inputs, Training, batch_size, first, input_values, tensors
+from edgekit.inputs import Batch, Inputs, batch_size, first, input_values
 from edgekit.recipe import Qat, Train
 from edgekit.stages.qat.module import on_grid, to_quantized
 from edgekit.stages.quantize.rules import aten
-from edgekit.stages.train import losses
 from edgekit.stages.train.augment import augmentation
 from edgekit.stages.train.device import device_for
 from edgekit.stages.train.fit import Epoch, Objective, fit
-from edgekit.stages.train.judging import Run, judge, judged_batches
+from edgekit.stages.train.judging import judge, judged_batches
+from edgekit.stages.train.lessons import SAMPLES, lessons, loss_of, runner
 from edgekit.stages.train.losses import Reading
-from edgekit.stages.train.readings import readings_of, usable_labels
+from edgekit.stages.train.readings import readings_of
 from edgekit.stages.train.schedule import ADAMW, Schedule
 from edgekit.stages.train.trainable import Trainable, trainable
 from edgekit_converters.parity import run_reference
@@ -39,10 +37,6 @@ Array = NDArray[Any]
 RATE: Final = 2e-3
 USUAL_BATCH: Final = 128
 CLIP: Final = 1.0
-# Share of the labels in the loss beside a teacher, who has said most of what they say already.
-LABEL_SHARE: Final = 0.1
-# Inputs on which the float network is looked at before training.
-SAMPLES: Final = 256
 TIE_SAMPLES: Final = 4
 CONVOLUTIONS: Final = frozenset({aten.conv2d.default, aten.conv2d.padding, aten.conv_transpose2d.input})
 
@@ -105,11 +99,14 @@ def qat(
     place = device_for(device)
     module = on_grid(calibrated, float_program, learned_steps=settings.learned_steps, device=place)
     guide = trainable(teacher, (), place)
-    original = _runner(lambda *x: guide(*x)[0], place)
     size = batch_size(teacher)
+    original = runner(lambda *x: guide(*x)[0], place, size)
     samples = first(SAMPLES, (tuple(t.numpy() for t in batch) for batch in inputs.calibration()))
-    readings = readings_of(_in_batches(original, samples, size), metric)
-    training, labels, notes = _lessons(inputs.training, train, readings[0], original)
+    readings = readings_of(original(samples), metric)
+    learned = lessons(
+        inputs.training, train, readings[0], original, taught=True, way_out="Give --data, or leave out --qat."
+    )
+    labels, notes = learned.labels, learned.notes
     schedule = _schedule(train, settings, calibrated.program, seed=seed, device=place)
     if schedule.channels_last:
         module, guide = (m.to(memory_format=torch.channels_last) for m in (module, guide))
@@ -119,8 +116,8 @@ def qat(
     fitted = fit(
         module,
         objective=_objective(guide, readings, train.temperature, labels=labels),
-        training=training,
-        judge=lambda network: judge(judged, _runner(network, place), metric),
+        training=learned.training,
+        judge=lambda network: judge(judged, runner(network, place, size), metric),
         higher_is_better=metric.higher_is_better,
         schedule=schedule,
         checkpoint=checkpoint,
@@ -138,26 +135,6 @@ def qat(
     if not improved:
         return QatResult(calibrated, before, before, fitted.history, notes)
     return QatResult(trained, before, after, fitted.history, notes)
-
-
-def _lessons(
-    training: Training | None, train: Train, reading: Reading, original: Run
-) -> tuple[Training, bool, tuple[str, ...]]:
-    """The samples, whether their labels are used, and notes.
-
-    Raises:
-        UsageError: there are no samples.
-    """
-    if training is None:
-        raise UsageError(
-            "there is no data to train on the grid with",
-            expected="samples to train on: train_x (train_y) or x (y) in an .npz, class folders, or module:callable",
-            way_out="Give --data, or leave out --qat.",
-        )
-    if not (train.labels and training.has_labels):
-        return training, False, ()
-    used, why = usable_labels(training, reading, original, doubted=True)
-    return used or training, used is not None, (why,) if why else ()
 
 
 def _schedule(train: Train, settings: Qat, program: Program, *, seed: int, device: str) -> Schedule:
@@ -190,30 +167,9 @@ def _objective(
     def objective(module: nn.Module, batch: tuple[Tensor, ...], truth: Tensor | None) -> Tensor:
         with torch.no_grad():
             answers, _ = guide(*batch)
-        outputs = module(*batch)
-        pairs = zip(outputs, answers, readings, strict=True)
-        loss = losses.mean_of([losses.soft(y, t, reading, temperature) for y, t, reading in pairs])
-        if not labels or truth is None:
-            return loss
-        return (1 - LABEL_SHARE) * loss + LABEL_SHARE * losses.hard(outputs[0], truth, readings[0])
+        return loss_of(module(*batch), answers, truth if labels else None, readings, temperature)
 
     return objective
-
-
-def _runner(network: Callable[..., tuple[Tensor, ...]], device: str) -> Run:
-    """A network from arrays to arrays."""
-
-    def run(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
-        with torch.no_grad():
-            outputs = network(*(t.to(device) for t in tensors(arrays)))
-        return tuple(y.float().cpu().numpy() if y.is_floating_point() else y.cpu().numpy() for y in outputs)
-
-    return run
-
-
-def _in_batches(run: Run, samples: tuple[Array, ...], size: int) -> tuple[Array, ...]:
-    parts = [run(tuple(a[i : i + size] for a in samples)) for i in range(0, len(samples[0]), size)]
-    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
 
 def _few(batches: Any) -> list[Batch]:

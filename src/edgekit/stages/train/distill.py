@@ -5,33 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgekit.errors import UsageError
 from edgekit.evaluate import Metric
-from edgekit.inputs import Inputs, Training, batch_size, first, input_values, split, tensors
+from edgekit.inputs import Inputs, batch_size, first, input_values, tensors
 from edgekit.recipe import Train
 from edgekit.stages.train import losses
 from edgekit.stages.train.augment import augmentation
 from edgekit.stages.train.device import device_for, precision_for
 from edgekit.stages.train.fit import Epoch, Objective, fit
-from edgekit.stages.train.judging import Run, judge, judged_batches
+from edgekit.stages.train.judging import judge, judged_batches
+from edgekit.stages.train.lessons import SAMPLES, lessons, loss_of, runner
 from edgekit.stages.train.losses import Reading, Tap
-from edgekit.stages.train.readings import readings_of, usable_labels
+from edgekit.stages.train.readings import readings_of
 from edgekit.stages.train.schedule import schedule_for
 from edgekit.stages.train.trainable import Trainable, attention_nodes, to_program, trainable
 from edgekit_converters.program import Program
 
 Array = NDArray[Any]
-# Share of the labels in the loss beside a teacher, who has said most of what they say already.
-LABEL_SHARE: Final = 0.1
-# Inputs on which the original network is looked at before training.
-_SAMPLES: Final = 256
 
 
 @dataclass(frozen=True)
@@ -90,10 +85,18 @@ def distill(
     names = [tap.node for tap, _, _ in weighted]
     network, guide = trainable(student, names, place), trainable(teacher, names, place)
     size = batch_size(teacher)
-    original = _runner(guide, place, size)
-    samples = first(_SAMPLES, (tuple(t.numpy() for t in batch) for batch in inputs.calibration()))
+    original = runner(lambda *x: guide(*x)[0], place, size)
+    samples = first(SAMPLES, (tuple(t.numpy() for t in batch) for batch in inputs.calibration()))
     readings = readings_of(original(samples), metric)
-    training, labels, notes = _lessons(inputs.training, settings, readings[0], original)
+    learned = lessons(
+        inputs.training,
+        settings,
+        readings[0],
+        original,
+        taught=settings.distill,
+        way_out="Give --data, or leave out what needs training (--prune, --distill).",
+    )
+    labels = learned.labels
     precision, said = precision_for(settings.precision, network, tensors(samples), place, readings)
     schedule = schedule_for(settings, network, seed=seed, device=place, precision=precision)
     if schedule.channels_last:
@@ -106,8 +109,8 @@ def distill(
         objective=_objective(
             guide if settings.distill else None, readings, weighted, settings, labels=labels
         ),
-        training=training,
-        judge=lambda module: judge(judged, _runner(module, place, size), metric),
+        training=learned.training,
+        judge=lambda module: judge(judged, runner(lambda *x: module(*x)[0], place, size), metric),
         higher_is_better=metric.higher_is_better,
         schedule=schedule,
         checkpoint=checkpoint,
@@ -115,36 +118,13 @@ def distill(
         augment=augment,
         metric=metric.name,
     )
-    notes = (*notes, *said, *moved, _summary(fitted.history, fitted.best, metric, settings, labels=labels))
+    notes = (
+        *learned.notes,
+        *said,
+        *moved,
+        _summary(fitted.history, fitted.best, metric, settings, labels=labels),
+    )
     return Trained(to_program(network, student), fitted.history, fitted.best, notes)
-
-
-def _lessons(
-    training: Training | None, settings: Train, reading: Reading, original: Run
-) -> tuple[Training, bool, tuple[str, ...]]:
-    """What there is to learn from: the samples, whether their labels are used, and notes.
-
-    Raises:
-        UsageError: there is nothing.
-    """
-    if training is None:
-        raise UsageError(
-            "there is no training data",
-            expected="samples to train on: train_x (train_y) or x (y) in an .npz, class folders, or module:callable",
-            way_out="Give --data, or leave out what needs training (--prune, --distill).",
-        )
-    notes: tuple[str, ...] = ()
-    used: Training | None = None
-    if settings.labels and training.has_labels:
-        used, why = usable_labels(training, reading, original, doubted=settings.distill)
-        notes = (why,) if why else ()
-    if used is None and not settings.distill:
-        raise UsageError(
-            "training with neither a teacher nor labels: nothing to learn from",
-            expected="distill = true, or labels in the training data and labels = true",
-            way_out="Set distill = true in [train] of the recipe, or give train_y.",
-        )
-    return used or training, used is not None, notes
 
 
 def _weighted(
@@ -173,40 +153,18 @@ def _objective(
 
     def objective(module: nn.Module, inputs: tuple[Tensor, ...], truth: Tensor | None) -> Tensor:
         outputs, ours = module(*inputs)
-        told = losses.hard(outputs[0], truth, readings[0]) if labels and truth is not None else None
-        if guide is None:
-            assert told is not None
-            return told
-        with torch.no_grad():
-            answers, theirs = guide(*inputs)
-        loss = losses.mean_of(
-            [
-                losses.soft(y, t, reading, settings.temperature)
-                for y, t, reading in zip(outputs, answers, readings, strict=True)
-            ]
-        )
-        if told is not None:
-            loss = (1 - LABEL_SHARE) * loss + LABEL_SHARE * told
+        answers: tuple[Tensor, ...] = ()
+        theirs: dict[str, Tensor] = {}
+        if guide is not None:
+            with torch.no_grad():
+                answers, theirs = guide(*inputs)
+        loss = loss_of(outputs, answers, truth if labels else None, readings, settings.temperature)
         for tap, weight, is_map in taps:
             distance = losses.attention if is_map else losses.features
             loss = loss + weight / len(taps) * distance(ours[tap.node], theirs[tap.node], tap)
         return loss
 
     return objective
-
-
-def _runner(module: Trainable, device: str, size: int) -> Run:
-    """A network from arrays to arrays, as it is in evaluation; in batches of a size that memory bears."""
-
-    def run(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
-        parts = []
-        for batch in split(arrays, size):
-            with torch.no_grad():
-                outputs, _ = module(*(t.to(device) for t in tensors(batch)))
-            parts.append([(y.float() if y.is_floating_point() else y).cpu().numpy() for y in outputs])
-        return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
-
-    return run
 
 
 def _one_class_each(reading: Reading, program: Program) -> bool:
