@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
 from edgekit.artifacts import timed_files, write_files
 from edgekit.bench import LatencyStats
 from edgekit.bundle import digest
 from edgekit.clock import Clock
 from edgekit.errors import LoweringError
 from edgekit.evaluate import Metric
-from edgekit.inputs import Inputs
+from edgekit.inputs import Inputs, tensors
 from edgekit.judge import Judged, assess, prove, time_files, why_not
 from edgekit.load import Candidate
 from edgekit.lower import SUFFIX
@@ -60,6 +62,7 @@ class Attempt:
         judged: format to file.
         failures: formats that could not be lowered.
         stages: that ran for it.
+        float_drop: what the network lost of the metric before it was quantized.
     """
 
     recipe: Recipe
@@ -68,6 +71,7 @@ class Attempt:
     judged: Mapping[str, Judged]
     failures: tuple[LoweringError, ...]
     stages: tuple[StageResult, ...]
+    float_drop: float = 0.0
 
 
 def attempt(task: Task, recipe: Recipe, *, islands: bool = True) -> Attempt:
@@ -105,7 +109,8 @@ def attempt(task: Task, recipe: Recipe, *, islands: bool = True) -> Attempt:
             notes.extend(settled.notes)
     job = _Job(task, with_drop(recipe, metric), program, searched)
     judged, failures = _climb(job, settled)
-    return Attempt(job.recipe, shrunk, settled, judged, tuple(failures), clock.results()[begun:])
+    lost = _lost(task, shrunk)
+    return Attempt(job.recipe, shrunk, settled, judged, tuple(failures), clock.results()[begun:], lost)
 
 
 def with_drop(recipe: Recipe, metric: Metric) -> Recipe:
@@ -113,6 +118,30 @@ def with_drop(recipe: Recipe, metric: Metric) -> Recipe:
     if recipe.budget.max_drop is not None:
         return recipe
     return replace(recipe, budget=replace(recipe.budget, max_drop=metric.default_drop))
+
+
+def _lost(task: Task, shrunk: Shrunk) -> float:
+    """What pruning and training cost of the metric, before any grid: no calibration brings that back."""
+    if shrunk.program is task.candidate.program:
+        return 0.0
+
+    def make(folder: Path) -> dict[str, Any]:
+        del folder
+        before, after = task.metric.make(), task.metric.make()
+        for arrays, labels in task.inputs.evaluation():
+            with torch.no_grad():
+                given, left = (
+                    tuple(y.numpy() for y in program.graph(*tensors(arrays)))
+                    for program in (task.candidate.program, shrunk.program)
+                )
+            before.add(given, labels, given)
+            after.add(left, labels, given)
+        return {"drop": float(task.metric.drop(before.value(), after.value()))}
+
+    key = stage_key("float", shrunk.key, task.inputs.sha256, task.metric.name, torch.__version__)
+    with task.clock.stage("evaluate"):
+        _, facts, _ = task.work.stage("float", key, make)
+    return float(facts["drop"])
 
 
 def _searched(recipe: Recipe, metric: Metric, *, islands: bool) -> Recipe:

@@ -261,7 +261,8 @@ def outcome_of(made: Attempt, seconds: float) -> Outcome:
     for name, judged in made.judged.items():
         if not judged.proof.holds:
             refused.append(f"{name}: the file differs from the reference by {judged.proof.max_steps:g} steps")
-    return Outcome({name: _measured(j) for name, j in made.judged.items()}, round(seconds, 1), tuple(refused))
+    measured = {name: _measured(j) for name, j in made.judged.items()}
+    return Outcome(measured, round(seconds, 1), tuple(refused), made.float_drop)
 
 
 def _measured(judged: Judged) -> Measured:
