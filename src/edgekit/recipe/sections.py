@@ -85,7 +85,7 @@ class Train:
         attention: weight of the distance between attention maps; 0 leaves it out.
         optimizer: "sgd" with momentum, "adamw", or "auto" by what the network is made of.
         learning_rate: highest of the cosine schedule; None takes the optimizer's usual one.
-        batch_size: samples of a step.
+        batch_size: samples of a step; fewer where there are few to train on.
         weight_decay: of weights; norms and biases have none.
         ema: decay per step of the average of the weights that is kept; 0 keeps the last weights.
         patience: epochs without a better metric after which training ends; None trains to the end.

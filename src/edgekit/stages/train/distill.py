@@ -98,7 +98,9 @@ def distill(
     )
     labels = learned.labels
     precision, said = precision_for(settings.precision, network, tensors(samples), place, readings)
-    schedule = schedule_for(settings, network, seed=seed, device=place, precision=precision)
+    schedule = schedule_for(
+        settings, network, samples=learned.training.n, seed=seed, device=place, precision=precision
+    )
     if schedule.channels_last:
         network, guide = (module.to(memory_format=torch.channels_last) for module in (network, guide))
     free = not labels or _one_class_each(readings[0], teacher)

@@ -20,6 +20,9 @@ _PRECISIONS: Final = {"float32": None, "bfloat16": torch.bfloat16}
 # there) the same step is ten times too large.
 _RATES: Final = {(SGD, True): 0.05, (SGD, False): 0.005, (ADAMW, True): 1e-3, (ADAMW, False): 5e-4}
 _USUAL_BATCH: Final = 128
+# An epoch of fewer steps hardly moves a network; smaller batches than this give batch norms poor statistics.
+_FEWEST_STEPS: Final = 32
+_SMALLEST_BATCH: Final = 8
 # The first steps after pruning have the steepest gradients of all.
 _CLIP: Final = {SGD: 5.0, ADAMW: 1.0}
 _WARM_UP: Final = 0.05
@@ -106,12 +109,15 @@ class Schedule:
         return torch.optim.AdamW(groups, self.learning_rate)
 
 
-def schedule_for(settings: Train, module: Trainable, *, seed: int, device: str, precision: str) -> Schedule:
+def schedule_for(
+    settings: Train, module: Trainable, *, samples: int, seed: int, device: str, precision: str
+) -> Schedule:
     """Fill what the recipe leaves open by what the network is made of.
 
     Args:
         settings: of the recipe.
         module: to be trained.
+        samples: to train on; few are cut into smaller batches than the recipe says, so that an epoch has steps enough.
         seed: of every random choice.
         device: to train on.
         precision: what "auto" came to.
@@ -123,14 +129,15 @@ def schedule_for(settings: Train, module: Trainable, *, seed: int, device: str, 
     optimizer = settings.optimizer
     if optimizer == "auto":
         optimizer = SGD if convolutional and (normed or not attentive) else ADAMW
+    size = min(settings.batch_size, max(_SMALLEST_BATCH, samples // _FEWEST_STEPS))
     rate = settings.learning_rate
     if rate is None:
-        scale = settings.batch_size / _USUAL_BATCH
+        scale = size / _USUAL_BATCH
         # Steps of SGD add up linearly, those of Adam like a random walk (Malladi et al. 2022).
         rate = _RATES[optimizer, normed] * (scale if optimizer == SGD else math.sqrt(scale))
     return Schedule(
         epochs=settings.epochs,
-        batch_size=settings.batch_size,
+        batch_size=size,
         optimizer=optimizer,
         learning_rate=rate,
         weight_decay=settings.weight_decay,
