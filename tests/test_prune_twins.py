@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from edgekit.load import load_candidate
 from edgekit.stages.prune import Structure, cut, groups, trace
-from edgekit.stages.prune.trace import keep_all
 from edgekit_converters.program import Program
 from edgekit_converters.quiet import quiet_torch
+from support.narrower import half, silenced
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,6 @@ def saved(made: nn.Module, form: str, case: Case, folder: Path) -> Program:
         with quiet_torch():
             torch.export.save(torch.export.export(made, (example,)), path)
     return load_candidate(path, input_shapes=[case.shape]).program
-
-
-def half(structure: Structure, seed: int = 0) -> np.ndarray:
-    """About half of every group, at random."""
-    keep, random = keep_all(structure), np.random.default_rng(seed)
-    for group in groups(structure):
-        keep[random.permutation(group.units)[: len(group.units) // 2]] = False
-    return keep
 
 
 def attend(module: SelfAttention, head: int) -> Callable[[Tensor], Tensor]:
@@ -115,18 +107,6 @@ def narrower(made: nn.Module, program: Program, structure: Structure, keep: np.n
             sides = (kept[: module.extra], kept[len(kept) - module.extra :])
             module.forward = shortcut(module, *(int(side.sum()) for side in sides))
     return twin
-
-
-def silenced(program: Program, structure: Structure, keep: np.ndarray) -> Program:
-    """The whole network with zeros in every weight that reads what was removed."""
-    graph = copy.deepcopy(program.graph)
-    with torch.no_grad():
-        for target, axis in structure.reads:
-            units = structure.parameters.get((target, axis))
-            if units is not None:
-                gone = torch.from_numpy(np.flatnonzero(~keep[units]))
-                graph.get_parameter(target).index_fill_(axis, gone, 0.0)
-    return replace(program, graph=graph)
 
 
 @pytest.mark.parametrize("form", FORMS)
