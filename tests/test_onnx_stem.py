@@ -6,8 +6,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from edgekit_converters.onnx.stem import blocks_of, gather_blocks
-from test_onnx_rewrites import graph, node_of, ops, run, weights
+from edgekit_converters.onnx.graph import array
+from edgekit_converters.onnx.rewrites import shift_to_uint8
+from edgekit_converters.onnx.stem import blocks_of, fill_channels, gather_blocks
+from test_onnx_rewrites import graph, node_of, ops, rewritten, run, weights
 
 RNG = np.random.default_rng(3)
 
@@ -118,3 +120,47 @@ def test_blocks_hold_every_tap_of_every_output(
     assert axis.offset + kernel <= axis.kernel * stride
     # The first tap of the first output is where it was.
     assert axis.offset - axis.begin * stride == -begin
+
+
+def filled(model: ir.Model) -> None:
+    shift_to_uint8(model)
+    fill_channels(model)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 6])
+@pytest.mark.parametrize("attributes", ["pads=[1,1,1,1]", "strides=[2,2], pads=[0,1,1,0], dilations=[1,2]"])
+def test_an_image_is_filled_up_to_four_channels_and_every_output_is_the_same(
+    channels: int, attributes: str
+) -> None:
+    model = stem((1, channels, 7, 8), (3, 3), attributes, out=16)
+    after = rewritten(model, filled, RNG.normal(size=(1, channels, 7, 8)).astype(np.float32) * 4)
+    conv = node_of(after, "Conv")
+    assert node_of(after, "Pad").inputs[0].producer().op_type == "QuantizeLinear"
+    assert array(conv.inputs[1].producer().inputs[0]).shape == (16, -(-channels // 4) * 4, 3, 3)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        stem((1, 4, 8, 8), (3, 3), "pads=[1,1,1,1]", out=16),
+        stem((1, 3, 8, 8), (3, 3), "pads=[1,1,1,1]", out=12),
+        stem((1, 3, 8, 8), (3, 3), "pads=[1,1,1,1]", out=18),
+        stem((1, 3, 8, 8), (3, 3), "group=1", out=16, reader="other = Neg(d)"),
+    ],
+    ids=["four channels", "few outputs", "outputs not by four", "read by others"],
+)
+def test_an_image_that_gains_nothing_stays(model: ir.Model) -> None:
+    channels = model.graph.inputs[0].shape[1]
+    after = rewritten(model, filled, RNG.normal(size=(1, channels, 8, 8)).astype(np.float32))
+    assert "Pad" not in ops(after)
+
+
+def test_a_layer_inside_the_network_is_not_filled() -> None:
+    model = graph(
+        """g (float[1,3,8,8] x) => (float[A,B,C,D] y) {
+            n = Relu(x)  q = QuantizeLinear(n, s, z)  d = DequantizeLinear(q, s, z)
+            dw = DequantizeLinear<axis=0>(w, ws, wz)  y = Conv(d, dw)
+        }""",
+        **weights(16, 3, 3, 3),
+    )
+    assert "Pad" not in ops(rewritten(model, filled, RNG.normal(size=(1, 3, 8, 8)).astype(np.float32)))

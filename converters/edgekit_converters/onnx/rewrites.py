@@ -14,7 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit_converters.onnx.graph import array, drop_unused, initializer, is_dq, is_weight, replace
-from edgekit_converters.onnx.stem import gather_blocks
+from edgekit_converters.onnx.moves import move_integers, shortcuts_as_convolutions
+from edgekit_converters.onnx.stem import fill_channels, gather_blocks
 
 SHIFT: Final = 128
 FUSED_BEFORE_CLAMP: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "Add", "Mul", "GlobalAveragePool"})
@@ -396,6 +397,9 @@ REWRITES: Final[tuple[Callable[[Any], None], ...]] = (
     gather_blocks,
     quantize_biases,
     shift_to_uint8,
+    move_integers,
+    shortcuts_as_convolutions,
+    fill_channels,
     drop_unused,
     sort_nodes,
 )

@@ -4,6 +4,9 @@ ONNX Runtime's integer convolution collects its inputs pixel by pixel, three byt
 first layer of a small network that takes longer than the multiplication. With every block of `s x s` pixels gathered
 into channels (SpaceToDepth) the stride is gone, each copy is `s * s` times as long, and there are fewer of them. The
 weights are the same integers among zeros, so every sum is the same.
+
+Where there is no stride, empty channels are put behind those of the image: the kernel that multiplies without
+collecting takes channels four at a time, and at least sixteen outputs (onnxruntime/core/mlas/lib/convsym.cpp).
 """
 
 from __future__ import annotations
@@ -20,6 +23,9 @@ from edgekit_converters.onnx.graph import array, drop_unused, initializer, is_dq
 MOST_CHANNELS: Final = 4
 # Zeros among the weights are multiplied too; more than this many times the work is not worth it.
 MOST_WORK: Final = 2.0
+# Channels in and out that the kernel without collecting takes.
+CHANNELS_AT_ONCE: Final = 4
+LEAST_OUTPUTS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,50 @@ def gather_blocks(model: ir.Model) -> None:
     drop_unused(model)
 
 
+def fill_channels(model: ir.Model) -> None:
+    """Give the convolution that reads the image a number of channels that ONNX Runtime's direct kernel takes.
+
+    For graphs whose activations are uint8: the channels that are added hold the zero point.
+    """
+    inputs = {id(value) for value in model.graph.inputs}
+    for conv in list(model.graph):
+        if conv.op_type != "Conv" or len(conv.inputs) < 2:
+            continue
+        pair = _pair_before(conv)
+        if pair is None or id(pair[0].inputs[0]) not in inputs or _group(conv) != 1:
+            continue
+        outputs, channels, *kernel = array(conv.inputs[1].producer().inputs[0]).shape
+        missing = -channels % CHANNELS_AT_ONCE
+        fits = outputs >= LEAST_OUTPUTS and outputs % CHANNELS_AT_ONCE == 0
+        if missing and fits and len(kernel) == 2:
+            _fill(model, conv, pair[1], missing)
+    drop_unused(model)
+
+
+def _fill(model: ir.Model, conv: ir.Node, dq: ir.Node, missing: int) -> None:
+    name, weight_dq = conv.outputs[0].name, conv.inputs[1].producer()
+    widths = initializer(model, f"{name}_fill", np.array([0, 0, 0, 0, 0, missing, 0, 0], np.int64))
+    pad = ir.node("Pad", [dq.inputs[0], widths, dq.inputs[2]])
+    pad.outputs[0].name, pad.outputs[0].dtype = f"{name}_filled", dq.inputs[0].dtype
+    real = ir.node("DequantizeLinear", [pad.outputs[0], *dq.inputs[1:]], attributes=dq.attributes)
+    real.outputs[0].name, real.outputs[0].dtype = f"{name}_filled_real", ir.DataType.FLOAT
+    content = np.pad(array(weight_dq.inputs[0]), ((0, 0), (0, missing), (0, 0), (0, 0)))
+    weight = ir.node(
+        "DequantizeLinear",
+        [initializer(model, f"{weight_dq.inputs[0].name}_filled", content), *weight_dq.inputs[1:]],
+        attributes=weight_dq.attributes,
+    )
+    weight.outputs[0].name, weight.outputs[0].dtype = f"{name}_filled_weight", ir.DataType.FLOAT
+    model.graph.insert_before(conv, [pad, real, weight])
+    conv.replace_input_with(0, real.outputs[0])
+    conv.replace_input_with(1, weight.outputs[0])
+
+
+def _group(conv: ir.Node) -> int:
+    group = conv.attributes.get("group")
+    return 1 if group is None else int(group.as_int())
+
+
 def _pair_before(conv: ir.Node) -> tuple[ir.Node, ir.Node] | None:
     """QuantizeLinear and DequantizeLinear that only this convolution reads."""
     dq, weight = conv.inputs[0].producer(), conv.inputs[1].producer()
@@ -89,9 +139,9 @@ def _axes(conv: ir.Node, x: ir.Value) -> tuple[Axis, Axis] | None:
     channels, *size = (int(n) for n in shape[1:])
     kernel = array(conv.inputs[1].producer().inputs[0]).shape[2:]
     strides = _ints(conv, "strides", 1)
-    padding, group = conv.attributes.get("auto_pad"), conv.attributes.get("group")
+    padding = conv.attributes.get("auto_pad")
     named = padding is not None and padding.as_string() != "NOTSET"
-    if named or _ints(conv, "dilations", 1) != [1, 1] or (group is not None and group.as_int() != 1):
+    if named or _ints(conv, "dilations", 1) != [1, 1] or _group(conv) != 1:
         return None
     if channels > MOST_CHANNELS or strides[0] < 2 or strides[0] != strides[1]:
         return None
