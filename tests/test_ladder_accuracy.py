@@ -42,8 +42,8 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.norm(x)
-        q, k, v = self.query(y), self.key(y), self.value(y)
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v))
+        q, k, v = (f(y).unsqueeze(1) for f in (self.query, self.key, self.value))
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).squeeze(1))
         return x + self.down(F.gelu(self.up(self.again(x))))
 
 
@@ -67,13 +67,13 @@ def data() -> dict[str, np.ndarray]:
 
 def compress(out: Path, formats: list[str], **options: object) -> Bundle:
     return edgekit.compress(
-        Transformer().eval(), data=data(), out=out, preset="fast", formats=formats, max_drop=0.05, **options
+        Transformer().eval(), data=data(), out=out, preset="fast", formats=formats, **options
     )
 
 
 @pytest.mark.slow
 def test_weights_alone_are_taken_in_every_format_where_static_int8_loses_too_much(tmp_path: Path) -> None:
-    made = compress(tmp_path / "out", ["onnx", "tflite", "coreml"], allow_slower=True)
+    made = compress(tmp_path / "out", ["onnx", "tflite", "coreml"], max_drop=0.05, allow_slower=True)
 
     assert made.report["accepted"], made.report["reasons"]
     assert made.report["baseline"]["metric"] == "top1"
@@ -98,6 +98,7 @@ def test_they_are_not_taken_where_they_are_slower_than_allowed(
         return {n: np.full(50, 1.0 if n.endswith("float") else median) for n in runners}
 
     monkeypatch.setattr(judge, "sample", sampled)
+    # A limit that the user names would be searched for further; the default one is only held.
     made = compress(tmp_path / "out", ["onnx"])
 
     onnx = made.report["artifacts"]["onnx"]
