@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from edgekit.clock import Clock
+from edgekit.errors import UsageError
 from edgekit.evaluate import Metric
 from edgekit.inputs import Inputs
 from edgekit.recipe import Recipe
@@ -76,6 +77,8 @@ def shrink(
         UsageError: nothing can be removed, or training is asked for and impossible.
     """
     shrunk = Shrunk(original, sha256)
+    if recipe.train.student or recipe.prune.ratio:
+        _check_numbers(original, inputs)
     if recipe.train.student:
         shrunk = _student(original, shrunk, inputs, recipe, metric, work, clock)
     if not recipe.prune.ratio:
@@ -96,6 +99,20 @@ def shrink(
                 shrunk, said = _trained(original, shrunk, inputs, recipe, epochs, shared, metric, work, clock)
                 notes.extend(said)
     return shrunk
+
+
+def _check_numbers(original: Program, inputs: Inputs) -> None:
+    """Neither ranks nor losses can be made of what is no number."""
+    with torch.no_grad():
+        outputs = original.graph(*next(iter(inputs.calibration())))
+    for info, y in zip(original.outputs, outputs, strict=True):
+        if y.is_floating_point() and not torch.isfinite(y).all():
+            raise UsageError(
+                f"the output {info.name!r} of the float network has NaN or infinite values for the first calibration "
+                "inputs",
+                expected="finite numbers, to prune and to learn from",
+                way_out="Check the weights, and that the data is preprocessed as the network expects.",
+            )
 
 
 def _student(

@@ -114,11 +114,16 @@ def patterns(*, train: bool = True) -> Inputs:
     return inputs_of(*images(96), *images(64, 1), train=train)
 
 
+def samples() -> dict[str, np.ndarray]:
+    """Images of four patterns with labels, to train on and to measure on, by the names of an `.npz`."""
+    (x, y), (eval_x, eval_y) = images(96), images(64, 1)
+    return {"train_x": x, "train_y": y, "eval_x": eval_x, "eval_y": eval_y}
+
+
 def saved(folder: Path, module: nn.Module | None = None) -> tuple[Path, Path]:
     """Data with a training set and a model, as files in a folder."""
-    (x, y), (eval_x, eval_y) = images(96), images(64, 1)
     data = folder / "data.npz"
-    np.savez(data, train_x=x, train_y=y, eval_x=eval_x, eval_y=eval_y)
+    np.savez(data, **samples())
     return data, save_program(folder / "model.pt2", (module or seeded(lambda: ConvNet(64))).eval(), 1, 6, 6)
 
 
