@@ -19,6 +19,7 @@ from edgekit_converters.quiet import quiet_native
 from edgekit_converters.source import find_source
 from edgekit_converters.tflite.barrier import stop_spreading
 from edgekit_converters.tflite.layout import channels_last_rules
+from edgekit_converters.tflite.shortcut import convolve_shortcuts
 from edgekit_converters.tflite.unfold import unfold_weights
 
 WAY_OUT: Final = "Replace the op in the model by supported ones, or leave tflite out of --format."
@@ -49,6 +50,7 @@ def export_tflite(
     graph = source.graph
     if quantized:
         graph = unfold_weights(graph)
+        convolve_shortcuts(graph)
         stop_spreading(graph)
     wrapped = _Named(graph, source, layout).eval()
     with quiet_native(), torch.no_grad():
