@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import edgekit
-from edgekit import pipeline
+from edgekit import attempt
 from edgekit.bench import LatencyStats, kernel_ms, slower_kernels
 from edgekit.bundle import Bundle
 from edgekit.stages.quantize.choose import ISLANDS, STATIC, WEIGHTS
@@ -50,7 +50,7 @@ def compress(
             for name in files
         }
 
-    monkeypatch.setattr(pipeline, "time_files", measured)
+    monkeypatch.setattr(attempt, "time_files", measured)
     made = edgekit.compress(module, data={"x": images()}, out=out, preset="fast", formats=["onnx"])
     return made, timed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +15,9 @@ from edgekit.recipe import Recipe
 from edgekit.stages.quantize.choose import Variant
 from edgekit.versions import versions
 from edgekit.workdir import WorkDir, stage_key
+from edgekit_converters.cleanup import clean
 from edgekit_converters.predict import SavedModel
+from edgekit_converters.program import Program
 from edgekit_converters.store import save_program
 
 LONGEST_FIRST: Final = ("tflite", "coreml", "onnx")
@@ -41,6 +44,7 @@ def write_files(
         ]
         step(", ".join(formats))
         failed = lower(jobs, original=candidate.program)
+        _twins_again(candidate.program, jobs, failed, folder)
         fields = ("format", "op", "where", "why", "way_out")
         errors = [e for out, e in failed.items() if out.stem == "model"]
         return {"failures": [{f: getattr(e, f) for f in fields} for e in errors]}
@@ -62,6 +66,19 @@ def write_files(
         if name not in {f.format for f in failures}
     }
     return files, failures
+
+
+def _twins_again(
+    program: Program, jobs: Sequence[Job], failed: Mapping[Path, LoweringError], folder: Path
+) -> None:
+    """Float twins that a converter refused, from the cleaned network: without any, nothing would be called slower."""
+    lost = [job for job in jobs for _, out in job.files if out.stem == "float" and out in failed]
+    if not lost:
+        return
+    cleaned = folder / "cleaned.pt2"
+    save_program(clean(program)[0], cleaned)
+    files = {job.format: ((cleaned, folder / f"float{SUFFIX[job.format]}"),) for job in lost}
+    lower([replace(job, files=files[job.format]) for job in lost], original=program)
 
 
 def timed_files(files: Mapping[str, SavedModel]) -> dict[str, Path]:

@@ -202,8 +202,6 @@ def _result(judged: Judged, predicted: Mapping[str, tuple[float, float]]) -> Art
             f"layers predicted to take {milliseconds(left)} after pruning ({milliseconds(whole)} before); "
             f"the file was measured at {milliseconds(judged.latency.p50_ms)}"
         )
-    if judged.variant.name != STATIC:
-        notes.append(f"faster here: {judged.variant.name}")
     return ArtifactResult(
         format=saved.format,
         file=saved.path.name,
