@@ -38,6 +38,7 @@ SHIFT: Final = (6, 1)
 
 MODEL: Final = "keywords.pt2"
 DATA: Final = "keywords.npz"
+OUT: Final = Path("keywords-out")
 BUNDLE: Final = "keywords-edgekit"
 # In the units of `edgekit.compress`. INT8 alone gives files of 75 to 81 kB, so that a search has to prune.
 BUDGET: Final[Mapping[str, Any]] = {"max_drop": 0.015, "max_latency_ms": 1.0, "max_size_mb": 0.045}
@@ -158,7 +159,7 @@ def command(folder: Path, epochs: int, budget: Mapping[str, Any]) -> list[str]:
 
 
 def compress(folder: Path, epochs: int, budget: Mapping[str, Any], console: Console) -> bool:
-    """Compress what `save` wrote into all three formats; print the table, the trials and where the report is.
+    """Compress what `save` wrote into all three formats; print the table and where the report is.
 
     Args:
         folder: of the model and the data; the bundle goes there, too.
@@ -176,6 +177,7 @@ def compress(folder: Path, epochs: int, budget: Mapping[str, Any], console: Cons
             out=folder / BUNDLE,
             epochs=epochs,
             progress=progress,
+            command=shlex.join(command(folder, epochs, budget)),
             **budget,
         )
     console.print(summary(bundle.report))
@@ -195,6 +197,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
     else:
         archive = keywords_data.find([options.data] if options.data else keywords_data.PLACES)
     started = time.monotonic()
+    console.print(
+        f"{archive}: spectrograms and training take about half a minute of one core", soft_wrap=True
+    )
     data = keywords_data.arrays(keywords_data.read(archive))
     model = train(data["train_x"], data["train_y"], epochs=options.epochs, seed=options.seed)
     save(model, data, options.out)
@@ -231,24 +236,23 @@ def _passes(text: str) -> int:
     return int(text)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m examples.keywords", description=__doc__)
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    made = argparse.ArgumentParser(prog="python -m examples.keywords", description=__doc__)
     places = " or ".join(map(str, keywords_data.PLACES))
-    parser.add_argument("--data", type=Path, help=f"archive of the recordings; default: {places}")
-    parser.add_argument("--download", action="store_true", help=f"fetch it first: {keywords_data.URL}")
-    parser.add_argument("--out", type=Path, default=Path("keywords-out"), help="folder for what is written")
-    parser.add_argument("--epochs", type=_passes, default=EPOCHS, help="of the network")
-    parser.add_argument("--student-epochs", type=_passes, default=STUDENT_EPOCHS, help="of what was pruned")
-    parser.add_argument("--seed", type=int, default=0, help="of the training")
-    parser.add_argument(
-        "--train-only", action="store_true", help="leave the compression to the command shown"
-    )
-    return parser
+    made.add_argument("--data", type=Path, help=f"archive of the recordings; default: {places}")
+    made.add_argument("--download", action="store_true", help=f"fetch it first: {keywords_data.URL}")
+    made.add_argument("--out", type=Path, default=OUT, help="folder for what is written")
+    made.add_argument("--epochs", type=_passes, default=EPOCHS, help="of the network")
+    made.add_argument("--student-epochs", type=_passes, default=STUDENT_EPOCHS, help="of what was pruned")
+    made.add_argument("--seed", type=int, default=0, help="of the training")
+    made.add_argument("--train-only", action="store_true", help="leave the compression to the command shown")
+    return made
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the example; errors that are meant for the user become a message."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         return run(options, Console(highlight=False, width=max(110, Console().width)))
     except EdgekitError as error:

@@ -12,9 +12,9 @@ import tempfile
 import urllib.request
 import zipfile
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
-from urllib.error import URLError
 
 import numpy as np
 
@@ -72,21 +72,39 @@ def download(to: Path = DOWNLOADED, *, url: str = URL, sha256: str = SHA256, lim
     Raises:
         UsageError: it cannot be reached, is too large, or holds something else; nothing is left at `to` then.
     """
-    if to.is_file() and content_sha256(read(to, limit=limit)) == sha256:
+    if _holds(to, sha256, limit):
         return to
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=to.parent) as folder:
-        fetched = Path(folder) / to.name
-        fetched.write_bytes(_fetch(url, limit))
-        found = content_sha256(read(fetched, limit=limit))
-        if found != sha256:
-            raise UsageError(
-                f"{url}: its recordings have the sha256 {found}",
-                expected=sha256,
-                way_out=f"Somebody changed it on its way; get {REPOSITORY} at {COMMIT[:7]} in another way.",
-            )
-        fetched.replace(to)
+    content = _fetch(url, limit)
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=to.parent) as folder:
+            fetched = Path(folder) / to.name
+            fetched.write_bytes(content)
+            _check(fetched, url, sha256, limit)
+            fetched.replace(to)
+    except OSError as error:
+        raise UsageError(
+            f"{to}: {error.strerror}", expected="a place to write to", way_out="Name another with --data."
+        ) from error
     return to
+
+
+def _holds(path: Path, sha256: str, limit: int) -> bool:
+    """Are the right recordings there already? Whatever else is there will be replaced."""
+    try:
+        return path.is_file() and content_sha256(read(path, limit=limit)) == sha256
+    except UsageError:
+        return False
+
+
+def _check(fetched: Path, url: str, sha256: str, limit: int) -> None:
+    found = content_sha256(read(fetched, limit=limit))
+    if found != sha256:
+        raise UsageError(
+            f"{url}: its recordings have the sha256 {found}",
+            expected=sha256,
+            way_out=f"It was changed on its way; get {REPOSITORY} at {COMMIT[:7]} by other means.",
+        )
 
 
 def _fetch(url: str, limit: int) -> bytes:
@@ -94,8 +112,8 @@ def _fetch(url: str, limit: int) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:
             content: bytes = answer.read(limit + 1)
-            announced = answer.length  # what is still to come, where the server told
-    except (URLError, OSError) as error:
+            missing = answer.length  # where the server told how much there is
+    except (OSError, HTTPException) as error:
         raise UsageError(
             f"{url}: {error}",
             expected="an answer",
@@ -105,11 +123,11 @@ def _fetch(url: str, limit: int) -> bytes:
         raise UsageError(
             f"{url}: more than {limit:,} bytes",
             expected="an archive of 17 MB",
-            way_out="That is something else; look at the address.",
+            way_out="It is something else; look at it.",
         )
-    if announced:
+    if missing:
         raise UsageError(
-            f"{url}: the connection broke after {len(content):,} bytes",
+            f"{url}: the connection broke {missing:,} bytes before the end",
             expected="the whole archive",
             way_out="Try again.",
         )
