@@ -13,6 +13,7 @@ from typing import Final
 import torch
 from torch.fx import GraphModule, Node
 
+from edgekit.stages.prune.graphs import drop_unused
 from edgekit.stages.prune.trace import Structure
 from edgekit_converters.program import Program
 
@@ -137,20 +138,10 @@ def without(program: Program, gone: Sequence[Branch]) -> Program:
         stays = next(n for n in node.args[:2] if n.name != branch.operand)
         node.replace_all_uses_with(stays)
         graph.graph.erase_node(node)
-    graph.graph.eliminate_dead_code()
-    graph.delete_all_unused_submodules()
-    _drop_unused(graph)
+    drop_unused(graph)
     graph.graph.lint()
     graph.recompile()
     return replace(program, graph=graph)
-
-
-def _drop_unused(graph: GraphModule) -> None:
-    """Weights that no node reads any more."""
-    used = {str(node.target) for node in graph.graph.find_nodes(op="get_attr")}
-    for target in {*dict(graph.named_parameters()), *dict(graph.named_buffers())} - used:
-        owner, _, name = target.rpartition(".")
-        delattr(graph.get_submodule(owner), name)
 
 
 def gated(program: Program, among: Sequence[Branch]) -> tuple[GraphModule, tuple[torch.Tensor, ...]]:

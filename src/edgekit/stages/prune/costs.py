@@ -32,8 +32,30 @@ def macs(structure: Structure, among: Sequence[Branch] = ()) -> Cost:
         structure: of `trace`.
         among: residual branches that follow the units in masks.
     """
+    return _summed(structure, among, layer_macs)
+
+
+def _summed(
+    structure: Structure, among: Sequence[Branch], of_layer: Callable[[Layer, np.ndarray], float]
+) -> Cost:
+    """The sum over all layers; from one mask to the next, only layers that it touches are computed anew."""
     rows = _rows(structure, among)
-    return lambda keep: float(sum(layer_macs(layer, keep) for layer, gates in rows if keep[gates].all()))
+    touched: list[list[int]] = [[] for _ in range(structure.n_units + len(among) + 1)]
+    for row, (layer, gates) in enumerate(rows):
+        places = [gates, *(axis for axis in layer.axes if axis is not None)]
+        for place in np.unique(np.concatenate(places)).tolist():
+            touched[place].append(row)
+    last = np.ones(structure.n_units + len(among) + 1, bool)
+    values = np.array([of_layer(layer, last) for layer, _ in rows], np.float64)
+
+    def cost(keep: np.ndarray) -> float:
+        for row in {row for place in np.flatnonzero(keep != last) for row in touched[place]}:
+            layer, gates = rows[row]
+            values[row] = of_layer(layer, keep) if keep[gates].all() else 0.0
+        last[:] = keep
+        return float(values.sum())
+
+    return cost
 
 
 def _rows(structure: Structure, among: Sequence[Branch]) -> list[tuple[Layer, Labels]]:
@@ -65,19 +87,16 @@ def milliseconds(structure: Structure, table: LatencyModel, among: Sequence[Bran
         table: covers `shapes(structure)`.
         among: residual branches that follow the units in masks.
     """
-    rows = _rows(structure, among)
     tabled = [layer for layer in structure.layers if layer.shape is not None]
     rates = [table.ms(layer.shape) / layer.macs for layer in tabled if layer.shape and layer.macs]
     rate = statistics.median(rates) if rates else 0.0
-
-    def cost(keep: np.ndarray) -> float:
-        return sum(
+    return _summed(
+        structure,
+        among,
+        lambda layer, keep: (
             rate * layer_macs(layer, keep) if layer.shape is None else table.ms(_narrowed(layer, keep))
-            for layer, gates in rows
-            if keep[gates].all()
-        )
-
-    return cost
+        ),
+    )
 
 
 def _narrowed(layer: Layer, keep: np.ndarray) -> LayerShape:

@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node
 
 from edgekit.errors import LoweringError
 from edgekit.stages.prune.context import arguments, kept_shape, wrapped
+from edgekit.stages.prune.graphs import set_argument
 from edgekit.stages.prune.trace import Structure
 from edgekit.stages.prune.units import Axes, Labels
 from edgekit_converters.program import Program
@@ -118,17 +119,6 @@ def _same_operands(node: Node, structure: Structure, keep: Mask) -> bool:
     return all(labels is None or bool(keep[labels].all()) for each in axes for labels in each)
 
 
-def _set(edit: _Edit, name: str, value: Any) -> None:
-    """Give an argument by its name, wherever it stands."""
-    assert isinstance(edit.node.target, torch._ops.OpOverload)
-    names = [a.name for a in edit.node.target._schema.arguments]
-    index = names.index(name)
-    if index < len(edit.node.args):
-        edit.node.update_arg(index, value)
-    else:
-        edit.node.update_kwarg(name, value)
-
-
 def _sizes(name: str) -> Callable[[_Edit], None]:
     """Numbers of an argument that is a shape; -1 and sizes known at run time stay."""
 
@@ -136,14 +126,14 @@ def _sizes(name: str) -> Callable[[_Edit], None]:
         given = edit.before[name]
         offset = len(edit.size) - len(given)
         new = [edit.size[k + offset] if isinstance(n, int) and n != -1 else n for k, n in enumerate(given)]
-        _set(edit, name, new)
+        set_argument(edit.node, name, new)
 
     return rewrite
 
 
 def _unflatten(edit: _Edit) -> None:
     given, dim = edit.before["sizes"], wrapped(edit.before["dim"], len(edit.axes))
-    _set(edit, "sizes", [edit.size[dim + k] if n != -1 else n for k, n in enumerate(given)])
+    set_argument(edit.node, "sizes", [edit.size[dim + k] if n != -1 else n for k, n in enumerate(given)])
 
 
 def _groups(edit: _Edit) -> None:
@@ -153,21 +143,21 @@ def _groups(edit: _Edit) -> None:
     channel = -1 - len(edit.before["stride"]) if isinstance(edit.before["stride"], (list, tuple)) else 1
     labels = edit.axes[channel]
     if labels is not None and len(labels) == groups > 1:
-        _set(edit, "groups", edit.count(labels))
+        set_argument(edit.node, "groups", edit.count(labels))
 
 
 def _norm_groups(edit: _Edit) -> None:
     """A norm of single channels has as many groups as channels."""
     labels, groups = edit.axes[1], int(edit.before["num_groups"])
     if labels is not None and len(labels) == groups:
-        _set(edit, "num_groups", edit.count(labels))
+        set_argument(edit.node, "num_groups", edit.count(labels))
 
 
 def _scale(edit: _Edit) -> None:
     """Scores stay as large as they were where queries and keys get narrower."""
     labels = edit.axes[-1]
     if edit.before["scale"] is None and labels is not None:
-        _set(edit, "scale", len(labels) ** -0.5)
+        set_argument(edit.node, "scale", len(labels) ** -0.5)
 
 
 def _squeeze(edit: _Edit) -> None:
@@ -181,7 +171,7 @@ def _squeeze(edit: _Edit) -> None:
 
 def _normalized(edit: _Edit) -> None:
     n = len(edit.before["normalized_shape"])
-    _set(edit, "normalized_shape", list(edit.size[len(edit.size) - n :]))
+    set_argument(edit.node, "normalized_shape", list(edit.size[len(edit.size) - n :]))
 
 
 def _parts(edit: _Edit) -> None:
@@ -200,22 +190,22 @@ def _slice(edit: _Edit) -> None:
         return
     start, end, _ = slice(edit.before["start"], edit.before["end"]).indices(len(labels))
     first = edit.count(labels[:start])
-    _set(edit, "start", first)
-    _set(edit, "end", first + edit.count(labels[start : max(start, end)]))
+    set_argument(edit.node, "start", first)
+    set_argument(edit.node, "end", first + edit.count(labels[start : max(start, end)]))
 
 
 def _narrowed(edit: _Edit) -> None:
     dim = wrapped(edit.before["dim"], len(edit.axes))
     labels = edit.axes[dim]
     if labels is not None and isinstance(edit.before["start"], int):
-        _set(edit, "start", edit.count(labels[: edit.before["start"] % len(labels)]))
-        _set(edit, "length", edit.size[dim])
+        set_argument(edit.node, "start", edit.count(labels[: edit.before["start"] % len(labels)]))
+        set_argument(edit.node, "length", edit.size[dim])
 
 
 def _select(edit: _Edit) -> None:
     labels = edit.axes[wrapped(edit.before["dim"], len(edit.axes))]
     if labels is not None and isinstance(edit.before["index"], int):
-        _set(edit, "index", edit.count(labels[: edit.before["index"] % len(labels)]))
+        set_argument(edit.node, "index", edit.count(labels[: edit.before["index"] % len(labels)]))
 
 
 def _pad(edit: _Edit) -> None:
@@ -226,7 +216,7 @@ def _pad(edit: _Edit) -> None:
         low, high = new[2 * i : 2 * i + 2]
         if labels is not None and (low or high):
             new[2 * i : 2 * i + 2] = edit.count(labels[:low]), edit.count(labels[len(labels) - high :])
-    _set(edit, name, new)
+    set_argument(edit.node, name, new)
 
 
 REWRITES: Final[Mapping[str, Callable[[_Edit], None]]] = {

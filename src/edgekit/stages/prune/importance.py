@@ -16,7 +16,9 @@ from typing import Final
 import numpy as np
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
+from edgekit.errors import UsageError
 from edgekit.evaluate import class_axis, has_classes
 from edgekit.stages.prune.branches import Branch, gated
 from edgekit.stages.prune.groups import Group
@@ -82,7 +84,17 @@ def importance_of_branches(
         gradients = torch.autograd.grad(_drawn_loss(graph(*batch), random), gates)
         total += np.array([float(g) ** 2 for g in gradients])
         draws += 1
+    if not np.isfinite(total).all():
+        raise _not_a_number()
     return total / max(draws, 1) / 2
+
+
+def _not_a_number() -> UsageError:
+    return UsageError(
+        "--prune: ranking channels on the calibration inputs gave values that are not finite",
+        expected="finite outputs for every calibration input",
+        way_out='Look for NaN or infinity in the inputs, or set importance = "magnitude" in [prune] of the recipe.',
+    )
 
 
 def _axes(structure: Structure) -> dict[tuple[str, int], Labels]:
@@ -99,7 +111,7 @@ def _axes(structure: Structure) -> dict[tuple[str, int], Labels]:
 
 def _magnitude(program: Program, structure: Structure, among: Sequence[Group]) -> np.ndarray:
     """Mean over a unit's weights of their norm, relative to the group's mean."""
-    weights = dict(program.graph.named_parameters())
+    weights = _weights(program.graph, structure)
     total = np.zeros(structure.n_units)
     for (target, axis), units in structure.parameters.items():
         if target not in weights or weights[target].dim() < 2:
@@ -124,7 +136,7 @@ def _fisher(
 ) -> np.ndarray:
     graph = copy.deepcopy(program.graph)
     axes = _axes(structure)
-    weights = {name: p for name, p in graph.named_parameters() if p.is_floating_point()}
+    weights = _weights(graph, structure)
     wanted = sorted({target for target, _ in axes if target in weights})
     for name, weight in weights.items():
         weight.requires_grad_(name in wanted)
@@ -144,7 +156,17 @@ def _fisher(
             score += _by_unit((change if whole else change * change).sum(1), units, structure.n_units)
         total += score * score if whole else score
         draws += 1
+    if not np.isfinite(total).all():
+        raise _not_a_number()
     return total / max(draws, 1) / 2
+
+
+def _weights(graph: GraphModule, structure: Structure) -> dict[str, Tensor]:
+    """Parameters by target; and buffers that a layer multiplies with, such as a fixed filter."""
+    read = {target for target, _ in structure.reads}
+    found: dict[str, Tensor] = dict(graph.named_parameters())
+    found |= {name: buffer for name, buffer in graph.named_buffers() if name in read}
+    return {name: tensor for name, tensor in found.items() if tensor.is_floating_point()}
 
 
 def _small(batches: Iterable[Batch], *, whole_batch: bool) -> list[Batch]:
@@ -158,7 +180,16 @@ def _drawn_loss(outputs: Sequence[Tensor], random: torch.Generator) -> Tensor:
 
     The noise of a regression is in units of the spread of its output.
     """
+    if not all(bool(y.isfinite().all()) for y in outputs):
+        raise _not_a_number()
     terms = list(_terms(outputs, random))
+    if not terms:
+        raise UsageError(
+            "--prune: the network gives whole numbers only, which channels cannot be ranked by",
+            expected="an output of real numbers, such as logits",
+            way_out='Set importance = "magnitude" and blocks = false in [prune] of the recipe, or load the network '
+            "without its last step.",
+        )
     return torch.stack(terms).sum()
 
 

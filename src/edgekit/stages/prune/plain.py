@@ -1,24 +1,31 @@
-"""Weights that a program computes from other weights become weights themselves.
+"""What layers multiply with becomes a parameter of its own, where it is not one.
 
 Weight norm divides a weight by its own length: whoever removes inputs of the layer changes the length of what is
-left. The product alone is a weight like any other, and so is what spectral norm leaves.
+left. The product alone is a weight like any other, and so is what spectral norm leaves. A frozen TorchScript file has
+no parameters at all, and one and the same constant wherever the numbers were equal.
 """
 
 from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Final
 
 import torch
 from torch.fx import GraphModule, Node
 
 from edgekit.stages.prune.basics import op_name
+from edgekit.stages.prune.context import arguments
+from edgekit.stages.prune.graphs import attribute, drop_unused, set_argument
 from edgekit.stages.prune.rules import POINTWISE, RULES
 from edgekit_converters.program import Program
 
+# Arguments of layers that training changes.
+TRAINED: Final = ("weight", "bias", "params", "w_ih", "w_hh", "b_ih", "b_hh", "mat2")
+
 
 def plain(program: Program) -> Program:
-    """The same network, without operations on weights that pruning cannot follow.
+    """The same network, with weights that can be narrowed and trained.
 
     Args:
         program: it is not changed.
@@ -26,16 +33,50 @@ def plain(program: Program) -> Program:
     Returns:
         A program whose remaining nodes have the same names; the program itself where there is nothing to do.
     """
-    if not _computed(program.graph):
+    frozen = not any(True for _ in program.graph.parameters())
+    if not frozen and not _computed(program.graph):
         return program
     graph = copy.deepcopy(program.graph)
+    if frozen:
+        _thaw(graph)
     for node in _computed(graph):
         _bake(graph, node)
-    graph.graph.eliminate_dead_code()
-    graph.delete_all_unused_submodules()
+    drop_unused(graph)
     graph.graph.lint()
     graph.recompile()
     return replace(program, graph=graph)
+
+
+def _thaw(graph: GraphModule) -> None:
+    """Constants of layers become parameters; vectors, which may be equal by chance, one for every layer."""
+    made: dict[str, Node] = {}
+
+    def thawed(old: object, place: str) -> object:
+        """The node of a parameter for that of a constant."""
+        if not isinstance(old, Node) or old.op != "get_attr":
+            return old
+        tensor = attribute(graph, str(old.target))
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+            return old
+        key = f"{old.target}_{place}" if tensor.dim() <= 1 else f"{old.target}_weight"
+        if key not in made:
+            made[key] = _parameter(graph, old, key.replace(".", "_"), tensor)
+        return made[key]
+
+    for node in list(graph.graph.nodes):
+        given = arguments(node) if isinstance(node.target, torch._ops.OpOverload) else {}
+        for name in TRAINED:
+            if isinstance(listed := given.get(name), (list, tuple)):
+                new = [thawed(old, f"{node.name}_{name}_{k}") for k, old in enumerate(listed)]
+                set_argument(node, name, new)
+            elif name in given and (one := thawed(given[name], f"{node.name}_{name}")) is not given[name]:
+                set_argument(node, name, one)
+
+
+def _parameter(graph: GraphModule, before: Node, target: str, value: torch.Tensor) -> Node:
+    graph.register_parameter(target, torch.nn.Parameter(value.detach().clone()))
+    with graph.graph.inserting_before(before):
+        return graph.graph.get_attr(target)
 
 
 def _computed(graph: GraphModule) -> list[Node]:
@@ -62,7 +103,7 @@ def _bake(graph: GraphModule, node: Node) -> None:
     def value(of: Node) -> object:
         if of not in values:
             if of.op == "get_attr":
-                values[of] = _attribute(graph, str(of.target))
+                values[of] = attribute(graph, str(of.target))
             else:
                 assert callable(of.target)
                 args, kwargs = (torch.fx.map_arg(given, value) for given in (of.args, of.kwargs))
@@ -96,8 +137,3 @@ def _place(graph: GraphModule, node: Node) -> str:
     owner, _, name = wanted.rpartition(".")
     taken = hasattr(graph.get_submodule(owner), name)
     return f"{wanted}_{node.name}" if taken else wanted
-
-
-def _attribute(graph: GraphModule, target: str) -> object:
-    owner, _, name = target.rpartition(".")
-    return getattr(graph.get_submodule(owner), name)

@@ -17,6 +17,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from edgekit.stages.prune.basics import elementwise, nothing, op_name, refused
 from edgekit.stages.prune.context import Context, Layer, Value, arguments, wrapped
+from edgekit.stages.prune.graphs import attribute
 from edgekit.stages.prune.parts import getitem
 from edgekit.stages.prune.rules import NUMBERS, POINTWISE, RULES
 from edgekit.stages.prune.units import FIXED, Atoms, Axes, Labels
@@ -148,7 +149,7 @@ def _fitted(t: Context, node: Node, axes: Axes, shape: tuple[int, ...]) -> Axes:
 def _constant(t: Context, node: Node, graph: GraphModule, shared: dict[int, Axes]) -> Value:
     """Fresh labels on every axis; a tensor that is used twice has them once."""
     target = str(node.target)
-    tensor = _attribute(graph, target)
+    tensor = attribute(graph, target)
     if not isinstance(tensor, torch.Tensor):
         return nothing(t, node)
     t.weights[node.name] = target
@@ -157,11 +158,6 @@ def _constant(t: Context, node: Node, graph: GraphModule, shared: dict[int, Axes
     axes = shared[id(tensor)]
     t.parameters |= {(target, k): labels for k, labels in enumerate(axes) if labels is not None}
     return axes
-
-
-def _attribute(graph: GraphModule, target: str) -> Any:
-    owner, _, name = target.rpartition(".")
-    return getattr(graph.get_submodule(owner), name)
 
 
 class _Shapes(Interpreter):  # type: ignore[misc]
