@@ -32,7 +32,7 @@ from edgekit.recipe import Prune, Recipe, Train
 from edgekit.workdir import WorkDir
 
 RESULT = Path(__file__).parent / "results" / "pruned.json"
-SET_APART = 4096
+SET_APART = 1024
 IMAGE = (1, 3, 32, 32)
 FORMATS = ("onnx", "tflite")
 # What a run is told beside the ratio and the epochs.
