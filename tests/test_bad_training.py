@@ -13,6 +13,8 @@ from torch import nn
 from typer.testing import Result
 
 from edgekit.bundle import Bundle
+from edgekit.errors import UsageError
+from edgekit.pipeline import Request, run
 from support.shrinking import saved
 from support.tiny_runs import bundle, call, save_program
 
@@ -206,7 +208,7 @@ SMALL_MEMORY = """
 import resource, sys
 import psutil, torch, onnxruntime
 import edgekit.pipeline, edgekit.cli
-room = psutil.Process().memory_info().vms + 700_000_000
+room = psutil.Process().memory_info().vms + 400_000_000
 resource.setrlimit(resource.RLIMIT_AS, (room, room))
 sys.argv = ["edgekit", *sys.argv[1:]]
 edgekit.cli.main()
@@ -216,16 +218,15 @@ edgekit.cli.main()
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of Linux")
 def test_memory_that_runs_out_is_told_with_the_batch_size_and_keeps_what_is_finished(here: Path) -> None:
+    # A batch has hundreds of samples, and each half a megabyte of activations; everything else is small.
     random = np.random.default_rng(0)
-    np.savez(
-        "large.npz", train_x=random.normal(size=(4096, 1, 32, 32)).astype(np.float32),
-        eval_x=random.normal(size=(64, 1, 32, 32)).astype(np.float32),
-    )  # fmt: skip
+    x = random.normal(size=(25_600, 1, 16, 16)).astype(np.float32)
+    np.savez("large.npz", train_x=x, eval_x=x[:64])
     net = nn.Sequential(
-        nn.Conv2d(1, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 4),
+        nn.Conv2d(1, 512, 1), nn.ReLU(), nn.Conv2d(512, 8, 1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
     )  # fmt: skip
-    save_program(here / MODEL, net.eval(), 1, 32, 32)
+    save_program(here / MODEL, net.eval(), 1, 16, 16)
     Path("recipe.toml").write_text(
         '[prune]\nby = "macs"\nimportance = "magnitude"\n[train]\nbatch_size = 4096\n'
     )
@@ -245,6 +246,35 @@ def test_memory_that_runs_out_is_told_with_the_batch_size_and_keeps_what_is_fini
     assert "way out: " in done.stderr
     assert list(here.glob(".out.edgekit/prune-*/done.json"))
     assert not (here / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        ),
+        RuntimeError("could not create a primitive"),
+    ],
+    ids=["Python", "torch", "oneDNN"],
+)
+def test_memory_that_runs_out_elsewhere_is_told_with_the_stage(here: Path, error: Exception) -> None:
+    def full(stage: str, detail: str) -> None:
+        if stage == "data":
+            raise error
+
+    with pytest.raises(UsageError, match="memory ran out in the stage `data`") as caught:
+        run(Request(here / MODEL, here / "out", data=str(here / DATA)), full)
+    assert "--resume" in caught.value.way_out
+
+
+def test_another_error_is_not_called_memory(here: Path) -> None:
+    def broken(stage: str, detail: str) -> None:
+        raise RuntimeError("could not create a primitive descriptor for a convolution")
+
+    with pytest.raises(RuntimeError, match="descriptor"):
+        run(Request(here / MODEL, here / "out", data=str(here / DATA)), broken)
 
 
 def test_a_trial_that_is_not_there_is_told_before_the_data_is_read(here: Path) -> None:

@@ -21,11 +21,12 @@ from edgekit.assembly import write_bundle
 from edgekit.attempt import Task
 from edgekit.bundle import Bundle, check_out
 from edgekit.clock import Clock, Progress
-from edgekit.errors import Interrupted, LoweringError
+from edgekit.errors import Interrupted, LoweringError, UsageError
 from edgekit.intake import load, metric_for, named, open_inputs
 from edgekit.load import Candidate
 from edgekit.recipe import Recipe
 from edgekit.shrink import asks_for_training
+from edgekit.stages.train.guard import no_memory
 from edgekit.trials import may_search, read_trial, rebuild, search
 from edgekit.workdir import WorkDir
 from edgekit_devices import load_profile
@@ -80,7 +81,11 @@ def run(request: Request, progress: Progress = lambda _stage, _detail: None) -> 
     with _listening() as interrupted, torch.random.fork_rng(devices=[]):
         torch.manual_seed(request.recipe.seed)
 
+        at = ""
+
         def told(stage: str, detail: str) -> None:
+            nonlocal at
+            at = stage
             if interrupted():
                 raise KeyboardInterrupt
             progress(stage, detail)
@@ -88,11 +93,23 @@ def run(request: Request, progress: Progress = lambda _stage, _detail: None) -> 
         try:
             return _run(request, told)
         except (KeyboardInterrupt, Exception) as stop:
+            if no_memory(stop) and not interrupted():
+                raise _no_room(stop, at) from stop
             if not (isinstance(stop, KeyboardInterrupt) or interrupted()):
                 raise
             raise Interrupted(
                 f"interrupted; finished stages are kept, `--resume` with the same options goes on ({request.out})"
             ) from stop
+
+
+def _no_room(stop: BaseException, stage: str) -> UsageError:
+    said = str(stop).splitlines()[0] if str(stop) else "MemoryError"
+    return UsageError(
+        f"memory ran out in the stage `{stage}`: {said}",
+        expected="room for a batch, for its activations, and for the runtimes",
+        way_out="Close other programs, or set a smaller batch_size in [train] of the recipe, and go on with --resume; "
+        "finished stages are kept.",
+    )
 
 
 @contextmanager

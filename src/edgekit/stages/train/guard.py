@@ -37,6 +37,16 @@ def deterministic() -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
+def no_memory(error: BaseException) -> bool:
+    """Is this how Python, torch or its libraries say that memory ran out?"""
+    if isinstance(error, MemoryError):
+        return True
+    said = str(error)
+    # oneDNN says only that; a layer that it has no kernel for is a "primitive descriptor".
+    unmade = "could not create a primitive" in said and "descriptor" not in said
+    return isinstance(error, RuntimeError) and (unmade or any(words in said for words in _NO_MEMORY))
+
+
 @contextmanager
 def memory_named(batch_size: int) -> Iterator[None]:
     """Turn what is raised when memory runs out into an error with a way out.
@@ -47,7 +57,7 @@ def memory_named(batch_size: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(words in str(error) for words in _NO_MEMORY):
+        if not no_memory(error):
             raise
         said = str(error).splitlines()[0] if str(error) else "MemoryError"
         raise UsageError(
