@@ -87,7 +87,8 @@ class _Running:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(  # noqa: S603 - our own module, by our own interpreter
                 [sys.executable, "-m", "edgekit.worker", str(self.file)],
-                stdin=subprocess.DEVNULL,
+                # It closes with this process, however that ends, and the worker ends with it.
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 # Set iteration must not decide the order of anything in a file. A converter is Python; the threads
@@ -104,8 +105,14 @@ class _Running:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
 
     def errors(self, original: Program) -> dict[Path, LoweringError]:
+        self._hang_up()
         result = Path(f"{self.file}.result")
         log = self.log.read_text(encoding="utf-8", errors="replace")
         answers = _answers(result)

@@ -7,8 +7,11 @@ two formats are lowered side by side, and their memory is gone when they are don
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +96,22 @@ def _try_out(program: Program | QuantizedProgram, job: dict[str, Any], path: Pat
         ) from error
 
 
+def end_with_parent() -> None:
+    """End this process when the one that holds the other end of its stdin is gone: killed, it cannot end others.
+
+    A worker that lived on would write over the files of the run that resumes. Other stdins than pipes say nothing.
+    """
+    if not stat.S_ISFIFO(os.fstat(0).st_mode):
+        return
+
+    def wait() -> None:
+        while os.read(0, 1024):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def main(path: str) -> int:
     """Read the job, write `JOB.json.result`; the exit status is 1 when the job itself broke."""
     job = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -105,4 +124,5 @@ def main(path: str) -> int:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     sys.exit(main(sys.argv[1]))
