@@ -1,6 +1,7 @@
 """The whole of `compress`: same bytes anywhere, what is given is not changed, scripts and notebooks."""
 
 import hashlib
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 import edgekit
 from edgekit.bundle import Bundle
+from edgekit.progress import shown
 from support.tiny_runs import QUICK, bundle, folder, images, labels, network
 
 pytestmark = pytest.mark.slow
@@ -101,6 +104,23 @@ def test_the_callers_random_state_is_not_spent(tmp_path: Path) -> None:
     assert np.array_equal(np.random.get_state()[1], legacy)
 
 
+def test_a_terminal_can_show_every_stage_even_in_the_turns_of_a_search() -> None:
+    with shown(Console(file=io.StringIO(), force_terminal=True)) as progress:
+        for stage in (
+            "load",
+            "data",
+            "prune",
+            "train",
+            "clean",
+            "quantize",
+            "qat",
+            "lower",
+            "prune",
+            "bundle",
+        ):
+            progress(stage, "epoch 1 of 2")
+
+
 def network_on_vectors() -> nn.Module:
     state = torch.get_rng_state()
     torch.manual_seed(1)
@@ -116,6 +136,6 @@ def test_progress_names_every_stage_in_order(tmp_path: Path) -> None:
         allow_slower=True, progress=lambda stage, _: told.append(stage),
     )  # fmt: skip
     order = list(dict.fromkeys(told))
-    assert order == ["load", "clean", "data", "quantize", "lower", "prove", "evaluate", "time", "bundle"]
+    assert order == ["load", "data", "clean", "quantize", "lower", "prove", "evaluate", "time", "bundle"]
     names = [stage["name"] for stage in Bundle.open(tmp_path / "out").report["stages"]]
     assert names == order[:-1]

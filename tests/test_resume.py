@@ -15,6 +15,7 @@ import pytest
 
 from edgekit.bundle import Bundle
 from edgekit.progress import STAGES
+from support.shrinking import saved
 from support.tiny_runs import QUICK, compress, folder
 
 pytestmark = [
@@ -23,10 +24,13 @@ pytestmark = [
 ]
 
 TIMEOUT_S = 240
+# Stages that run only when they are asked for.
+TRAINED = ("prune", "train", "qat")
+ASKED = ("--prune", "0.5", "--epochs", "1", "--qat", "--max-drop", "1")
 
 
-def command(out: Path, *more: str) -> list[str]:
-    model, data = folder() / "model.pt2", folder() / "data.npz"
+def command(out: Path, *more: str, files: Path | None = None) -> list[str]:
+    model, data = (files or folder()) / "model.pt2", (files or folder()) / "data.npz"
     options = ["--data", str(data), "-o", str(out), *QUICK, *more]
     return [sys.executable, "-m", "edgekit.cli", "compress", str(model), *options]
 
@@ -48,9 +52,9 @@ def undisturbed() -> dict[str, str]:
     return hashes(out)
 
 
-def start(out: Path, *more: str) -> subprocess.Popen[str]:
+def start(out: Path, *more: str, files: Path | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command(out, *more),
+        command(out, *more, files=files),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -79,9 +83,11 @@ def workers(root: Path) -> list[psutil.Process]:
     return found
 
 
-def interrupt_in(stage: str, out: Path, *more: str, whole_group: bool = True) -> tuple[int, str]:
+def interrupt_in(
+    stage: str, out: Path, *more: str, whole_group: bool = True, files: Path | None = None
+) -> tuple[int, str]:
     """Exit code and stderr of a run that got SIGINT in a stage."""
-    process = start(out, *more)
+    process = start(out, *more, files=files)
     try:
         lines = list(until(process, stage))
         if stage == "lower":
@@ -101,7 +107,7 @@ def interrupt_in(stage: str, out: Path, *more: str, whole_group: bool = True) ->
     return process.returncode, "".join(lines) + rest
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in TRAINED])
 def test_ctrl_c_in_a_stage_then_resume_gives_the_bundle_of_an_undisturbed_run(
     tmp_path: Path, stage: str
 ) -> None:
@@ -123,6 +129,28 @@ def test_ctrl_c_in_a_stage_then_resume_gives_the_bundle_of_an_undisturbed_run(
     assert again.returncode == 0, again.stderr
     assert hashes(out) == undisturbed()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_ctrl_c_in_every_stage_of_training_then_resume_gives_the_bundle_of_an_undisturbed_run(
+    tmp_path: Path,
+) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    saved(files)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    for made, *more in ((whole, *ASKED), (out, *ASKED, "--resume")):
+        for stage in TRAINED if made is out else ():
+            code, said = interrupt_in(stage, made, *more, files=files)
+            assert code == 130, said
+            assert "--resume" in said
+            assert "Traceback" not in said
+            assert not made.exists()
+        done = subprocess.run(
+            command(made, *more, files=files), capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert hashes(out) == hashes(whole)
+    assert not list(tmp_path.glob(".*"))
 
 
 def written(out: Path) -> dict[Path, int]:
