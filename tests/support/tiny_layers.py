@@ -54,6 +54,25 @@ def conv(inputs: int, outputs: int, kernel: int = 3, **more: Any) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, **more)
 
 
+IMAGE = ((1, 3, 8, 8),)
+
+
+def around(act, channels: int = 12, after: int | None = None, **parts) -> Callable[[], nn.Module]:
+    """A convolution, an operation, a convolution."""
+
+    def make() -> nn.Module:
+        built = {name: part() if callable(part) else part for name, part in parts.items()}
+        return Net(
+            lambda s, x: s.b(act(s, s.a(x))), a=conv(3, channels), b=conv(after or channels, 2), **built
+        )
+
+    return make
+
+
+def one(units: int, width: int = 1) -> dict[str, list[tuple[int, int]]]:
+    return {"a.weight": [(units, width)]}
+
+
 def weight(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(*shape))
 
