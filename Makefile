@@ -10,10 +10,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test check bench peers clean
+.PHONY: help demo keywords test check bench peers clean
 
 help:
 	@echo 'make demo    compress two real networks on real data; the reports are in demo-out/'
+	@echo 'make keywords  train, prune and compress a keyword spotter under a budget; keywords-out/'
 	@echo 'make test    lint, types, import direction and every test: what CI runs'
 	@echo 'make check   the same without the tests that run whole pipelines'
 	@echo 'make bench   the measurements in benchmarks/ that need no peers'
@@ -22,6 +23,9 @@ help:
 
 demo: $(INSTALLED)
 	$(BIN)/python -m examples.demo --out demo-out
+
+keywords: $(INSTALLED)
+	$(BIN)/python -m examples.keywords --out keywords-out
 
 test: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
@@ -38,7 +42,7 @@ peers: $(INSTALLED)
 	$(BIN)/python -m benchmarks.peers
 
 clean:
-	rm -rf $(VENV) demo-out .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks
+	rm -rf $(VENV) demo-out keywords-out .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks
 
 # The stamp is newer than the files that decide what is installed, so a second run installs nothing.
 $(INSTALLED): pyproject.toml runtime/pyproject.toml constraints.txt
