@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ from edgekit.errors import Interrupted, LoweringError, UsageError
 from edgekit.intake import load, metric_for, named, open_inputs
 from edgekit.load import Candidate
 from edgekit.recipe import Recipe
+from edgekit.report import StageResult
 from edgekit.shrink import asks_for_training
 from edgekit.stages.train.guard import no_memory
 from edgekit.trials import may_search, read_trial, rebuild, search
@@ -154,6 +156,7 @@ def _compress(request: Request, candidate: Candidate, work: WorkDir, clock: Cloc
         notes.extend(inputs.notes)
     begun = clock.results()
     task = Task(candidate, inputs, metric, work, clock)
+    started = time.monotonic()
     try:
         found = search(task, recipe) if told is None else rebuild(task, recipe, told)
     except LoweringError:
@@ -161,6 +164,9 @@ def _compress(request: Request, candidate: Candidate, work: WorkDir, clock: Cloc
         if not asks_for_training(asked):
             work.remove()
         raise
+    if found.trials:
+        seconds = round(time.monotonic() - started, 3)
+        begun += (StageResult("search", seconds, notes=(f"{len(found.trials)} trials",)),)
     with clock.stage("bundle"):
         return write_bundle(request.out, request.command, candidate, inputs, metric, found, begun)
 

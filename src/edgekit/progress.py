@@ -57,7 +57,7 @@ def shown(console: Console) -> Iterator[Callable[[str, str], None]]:
 
 
 class _Lines:
-    """One line when a stage starts, and one now and then for the epochs of a training; more would only fill a log."""
+    """One line when a stage or a trial starts, and now and then for the epochs of a training; more would fill a log."""
 
     def __init__(self, console: Console) -> None:
         self.console, self.stage, self.started = console, "", time.monotonic()
@@ -65,7 +65,10 @@ class _Lines:
 
     def __call__(self, stage: str, detail: str) -> None:
         now = time.monotonic()
-        if stage == self.stage and not (detail.startswith("epoch") and now - self.told >= EVERY_SECONDS):
+        news = detail.startswith("search") or (
+            detail.startswith("epoch") and now - self.told >= EVERY_SECONDS
+        )
+        if stage == self.stage and not news:
             return
         said = detail if stage == self.stage else ""
         self.stage, self.told = stage, now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -163,7 +164,7 @@ class _Search:
         storage, name = self.recipe.search.storage, f"edgekit {stage_key(self._identity())[:16]}"
         with open_store(work, name=name, identity=self._identity(), storage=storage) as store:
             while (trial := store.claim(self._next)) is not None:
-                self.task.clock.detail(str(trial))
+                self.task.clock.detail(f"search: {trial}")
                 try:
                     store.finish(self._try(trial))
                 except (UsageError, LoweringError) as error:
@@ -221,6 +222,7 @@ class _Search:
         heavy = _missed(self.outcome, replace(self.budget, max_drop=None))
         if not heavy or len(made.ratios) == 1:
             return made
+        self.task.clock.detail("search: what the heaviest pruning takes")
         try:
             lightest = self._lightest()
         except (UsageError, LoweringError):
@@ -234,7 +236,8 @@ class _Search:
             prune=replace(self.recipe.prune, ratio=HEAVIEST, rounds=1, importance="magnitude"),
             train=replace(self.recipe.train, epochs=0),
             qat=replace(self.recipe.qat, enabled=False),
-            budget=replace(self.recipe.budget, allow_slower=True),
+            # It loses everything, and no lower rung of the ladder is to make good for that.
+            budget=replace(self.recipe.budget, allow_slower=True, max_drop=sys.float_info.max),
         )
         made = self.make(self.task, recipe, islands=False)
         _in_some_format(made)
