@@ -206,9 +206,9 @@ def test_progress_names_every_trial(tmp_path: Path) -> None:
     found = look(
         maker(tmp_path), recipe(**TIGHT), tmp_path / "out", told=lambda stage, detail: lines.append(detail)
     )
-    told = [line for line in lines if line.startswith("trial ")]
+    told = [line for line in lines if line.startswith("search: trial ")]
     assert len(told) == len(found.trials)
-    assert told[1].startswith("trial 1: prune ")
+    assert told[1].startswith("search: trial 1: prune ")
 
 
 @pytest.mark.slow

@@ -8,13 +8,13 @@ times 1.0, so nothing is rounded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import onnx_ir as ir
 
 from edgekit_converters.onnx.graph import array, drop_unused, initializer, is_dq, replace
+from edgekit_converters.shortcut import Shortcut
 
 # What ONNX Runtime's own QDQ rules leave in float (Pad, SpaceToDepth), and what a shortcut consists of besides.
 ON_INTEGERS: Final = frozenset({"Pad", "SpaceToDepth", "Slice"})
@@ -22,32 +22,6 @@ ON_INTEGERS: Final = frozenset({"Pad", "SpaceToDepth", "Slice"})
 MOST_CHANNELS: Final = 32
 # The ends that exporters write for "up to the last".
 TO_THE_END: Final = 2**31 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Shortcut:
-    """Which pixels are taken, and how many empty channels are put around.
-
-    Attributes:
-        rows: from one row that is taken to the next.
-        columns: likewise.
-        before: empty channels in front.
-        behind: empty channels at the end.
-    """
-
-    rows: int = 1
-    columns: int = 1
-    before: int = 0
-    behind: int = 0
-
-    def then(self, other: Shortcut) -> Shortcut:
-        """Both, one after the other; pixels and channels do not meet, so the order does not matter."""
-        return Shortcut(
-            self.rows * other.rows,
-            self.columns * other.columns,
-            self.before + other.before,
-            self.behind + other.behind,
-        )
 
 
 def move_integers(model: ir.Model) -> None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch.fx import GraphModule, Node
+
+from edgekit_converters.shortcut import Shortcut
 
 aten = torch.ops.aten
 qd = torch.ops.quantized_decomposed
@@ -24,32 +25,6 @@ MOST_CHANNELS: Final = 32
 PLANE_RANK: Final = 4
 # Scale, zero point and limits of a quantize or dequantize op.
 GRID: Final = slice(1, 6)
-
-
-@dataclass(frozen=True, slots=True)
-class Shortcut:
-    """Which pixels are taken, and how many empty channels are put around.
-
-    Attributes:
-        rows: from one row that is taken to the next.
-        columns: likewise.
-        before: empty channels in front.
-        behind: empty channels at the end.
-    """
-
-    rows: int = 1
-    columns: int = 1
-    before: int = 0
-    behind: int = 0
-
-    def then(self, other: Shortcut) -> Shortcut:
-        """Both, one after the other; pixels and channels do not meet, so the order does not matter."""
-        return Shortcut(
-            self.rows * other.rows,
-            self.columns * other.columns,
-            self.before + other.before,
-            self.behind + other.behind,
-        )
 
 
 def convolve_shortcuts(graph: GraphModule) -> int:
