@@ -17,7 +17,7 @@ from edgekit.errors import UsageError
 from edgekit.evaluate import Metric
 from edgekit.inputs import Inputs
 from edgekit.recipe import Recipe
-from edgekit.stages.prune import Structure, choose, macs, removable_branches, remove, trace
+from edgekit.stages.prune import Structure, choose, macs, plain, removable_branches, remove, trace
 from edgekit.stages.train import Tap, distill, load_student
 from edgekit.versions import versions
 from edgekit.workdir import WorkDir, stage_key
@@ -83,6 +83,7 @@ def shrink(
         shrunk = _student(original, shrunk, inputs, recipe, metric, work, clock)
     if not recipe.prune.ratio:
         return shrunk
+    shrunk = replace(shrunk, program=plain(shrunk.program))
     rounds, start, taps = recipe.prune.rounds, shrunk.program, tuple[Tap, ...]()
     for number in range(1, rounds + 1):
         # Every round removes the same share of what is left.
