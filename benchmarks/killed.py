@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -123,22 +124,39 @@ def run(subject: Subject, out: Path, *more: str) -> float:
     return time.monotonic() - began
 
 
-def kill(subject: Subject, out: Path, after_s: float, *more: str) -> Kill:
-    """Start the command and kill its process, not those that it started, after so many seconds."""
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(
-            subject.command(out, *more),
-            stdout=subprocess.DEVNULL,
-            stderr=said,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )
-        try:
-            process.wait(after_s)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-        status = process.wait()
-        said.seek(0)
-        lines = said.read().splitlines()
+def kill(subject: Subject, out: Path, after_s: float, *more: str, stage: str = "") -> Kill:
+    """Start the command and kill its process, not those that it started.
+
+    Args:
+        subject: to compress.
+        out: directory of the bundle.
+        after_s: seconds to wait.
+        more: options.
+        stage: whose first line of progress the seconds count from; the start without one.
+    """
+    process = subprocess.Popen(
+        subject.command(out, *more),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stderr is not None
+    lines: list[str] = []
+    while stage and (line := process.stderr.readline()):
+        lines.append(line)
+        if line.split()[-1:] == [stage]:
+            break
+    try:
+        process.wait(after_s)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+    status = process.wait()
+    # To the end of the pipe and no further: processes that outlived this one may hold it.
+    os.set_blocking(process.stderr.fileno(), False)
+    rest = os.read(process.stderr.fileno(), 1 << 16) if select.select([process.stderr], [], [], 0)[0] else b""
+    lines += rest.decode().splitlines()
+    process.stderr.close()
     return Kill(round(after_s, 2), lines[-1].strip() if lines else "", status != -signal.SIGKILL)
 
 
