@@ -160,6 +160,8 @@ def _compress(request: Request, candidate: Candidate, work: WorkDir, clock: Cloc
     try:
         found = search(task, recipe) if told is None else rebuild(task, recipe, told)
     except LoweringError:
+        # Ctrl-C reaches converters and runtimes as well; what they say then is no reason to throw work away.
+        clock.detail("")
         # With other options, hours of training may be of use yet; the rest is made again in no time.
         if not asks_for_training(asked):
             work.remove()
