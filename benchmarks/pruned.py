@@ -126,10 +126,16 @@ def tell(stage: str, detail: str) -> None:
     print(f"{stage}: {detail}"[:150].ljust(150), end="\r", file=sys.stderr, flush=True)
 
 
+def _variant(name: str) -> str:
+    if name not in VARIANTS:
+        raise argparse.ArgumentTypeError(f"{name}: expected one of {', '.join(VARIANTS)}")
+    return name
+
+
 def main() -> int:
     """Exit status 0 when all variants ran, 77 when the data is not here."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("variants", nargs="*", choices=[[], *VARIANTS], default=[])
+    parser.add_argument("variants", nargs="*", type=_variant, metavar="|".join(VARIANTS))
     parser.add_argument("--ratio", type=float, default=0.5)
     parser.add_argument("--multiple", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=30)

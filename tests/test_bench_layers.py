@@ -185,8 +185,6 @@ def test_measured_points_are_answered_as_measured() -> None:
     model = LatencyModel((CONV,), {**model_of(CONV).points, extra: 7.0})
     assert model.ms(extra) == 7.0
     assert model.ms(CONV) == staircase(CONV)
-    assert model.total_ms([extra, CONV, CONV]) == pytest.approx(7.0 + 2 * staircase(CONV))
-    assert model.total_ms([]) == 0
 
 
 def test_the_smallest_original_that_is_wide_enough_answers() -> None:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 
 import edgekit
 from edgekit.bundle import Bundle
-from edgekit.progress import shown
+from edgekit.progress import STAGES, shown
 from support.tiny_runs import QUICK, bundle, folder, images, labels, network
 
 pytestmark = pytest.mark.slow
@@ -104,21 +105,13 @@ def test_the_callers_random_state_is_not_spent(tmp_path: Path) -> None:
     assert np.array_equal(np.random.get_state()[1], legacy)
 
 
-def test_a_terminal_can_show_every_stage_even_in_the_turns_of_a_search() -> None:
-    with shown(Console(file=io.StringIO(), force_terminal=True)) as progress:
-        for stage in (
-            "load",
-            "data",
-            "prune",
-            "train",
-            "clean",
-            "quantize",
-            "qat",
-            "lower",
-            "prune",
-            "bundle",
-        ):
-            progress(stage, "epoch 1 of 2")
+def test_a_terminal_shows_every_stage_also_where_a_search_turns_back() -> None:
+    screen = io.StringIO()
+    with shown(Console(file=screen, force_terminal=True, width=120)) as progress:
+        for stage in (*STAGES, "prune"):
+            progress(stage, f"{stage} is on")
+            time.sleep(0.15)  # the screen is drawn ten times a second
+    assert all(f"{stage} is on" in screen.getvalue() for stage in STAGES)
 
 
 def network_on_vectors() -> nn.Module:

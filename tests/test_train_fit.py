@@ -240,12 +240,6 @@ def test_progress_tells_epoch_loss_metric_best_and_time_left(tmp_path):
     )
 
 
-def test_every_epoch_begins_with_its_hook_in_training_mode_after(tmp_path):
-    begun: list[int] = []
-    trained(tmp_path / "c", begin=lambda _, epoch: begun.append(epoch))
-    assert begun == [1, 2, 3, 4]
-
-
 def test_a_set_smaller_than_a_batch_is_one_batch(tmp_path):
     x, y = images(5)
     _, fitted = trained(tmp_path / "c", training=training_of(x, y))
@@ -261,12 +255,15 @@ def test_what_does_not_fill_a_batch_is_left_out_another_rest_every_epoch(tmp_pat
         seen[-1] += inputs[0][:, 0].tolist()
         return net(*inputs).square().mean()
 
+    def judge(_):
+        seen.append([])
+        return 0.0
+
     fit(
-        module, objective=objective, training=training_of(x, None), judge=lambda _: 0.0, higher_is_better=True,
+        module, objective=objective, training=training_of(x, None), judge=judge, higher_is_better=True,
         schedule=Schedule(epochs=6, batch_size=4, learning_rate=1e-3), checkpoint=tmp_path / "c", step=silent,
-        begin=lambda _net, _epoch: seen.append([]),
     )  # fmt: skip
-    epochs = seen[1:]
+    epochs = seen[1:-1]
     assert all(len(epoch) == len(set(epoch)) == 8 for epoch in epochs)
     assert {row for epoch in epochs for row in epoch} == set(range(10))
     assert len({tuple(epoch) for epoch in epochs}) == 6

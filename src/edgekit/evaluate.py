@@ -5,7 +5,6 @@ A metric is computed in one pass over batches, so the evaluation set never has t
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import UsageError
+from edgekit.usercode import imported
 
 Array = NDArray[Any]
 
@@ -216,21 +216,12 @@ def choose_metric(name: str | None, *, labels: bool, classes: bool) -> Metric:
 
 
 def _custom(name: str) -> Metric:
-    module, _, attribute = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), attribute) if attribute else None
-    except (ImportError, AttributeError) as error:
-        raise UsageError(
-            f"--metric {name}: {error}",
-            expected=f"one of {', '.join(METRICS)}, or module:callable",
-            way_out="Check that the module can be imported from here and has that name.",
-        ) from error
-    if not callable(function):
-        raise UsageError(
-            f"--metric {name}: unknown",
-            expected=f"one of {', '.join(METRICS)}, or module:callable",
-            way_out="Spell the metric as in the list.",
-        )
+    function = imported(
+        name,
+        named=f"--metric {name}",
+        expected=f"one of {', '.join(METRICS)}, or module:callable",
+        way_out="Spell the metric as in the list, or check that the module can be imported from here.",
+    )
     return Metric(name, lambda: Custom(function), needs_labels=False)
 
 

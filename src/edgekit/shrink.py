@@ -17,7 +17,7 @@ from edgekit.errors import UsageError
 from edgekit.evaluate import Metric
 from edgekit.inputs import Inputs
 from edgekit.recipe import Recipe
-from edgekit.stages.prune import Structure, choose, macs, plain, removable_branches, remove, trace
+from edgekit.stages.prune import Structure, choose, keep_all, macs, plain, removable_branches, remove, trace
 from edgekit.stages.train import Tap, distill, load_student
 from edgekit.versions import versions
 from edgekit.workdir import WorkDir, stage_key
@@ -139,7 +139,7 @@ def _student(
 
 def _macs(program: Program) -> int:
     structure = trace(program)
-    return round(macs(structure)(np.ones(structure.n_units + 1, bool)))
+    return round(macs(structure)(keep_all(structure)))
 
 
 def _digest(program: Program) -> str:

@@ -15,7 +15,7 @@ from edgekit.attempt import Attempt, Task, attempt
 from edgekit.bundle import digest
 from edgekit.errors import LoweringError, UsageError
 from edgekit.judge import Judged
-from edgekit.recipe import Budget, Recipe
+from edgekit.recipe import Recipe
 from edgekit.search import (
     Calibration,
     Capabilities,
@@ -34,6 +34,7 @@ from edgekit.search import (
     trial_table,
 )
 from edgekit.search.capabilities import HEAVIEST
+from edgekit.search.limits import missed
 from edgekit.versions import versions
 from edgekit.workdir import stage_key
 
@@ -99,7 +100,7 @@ def search(task: Task, recipe: Recipe, make: Make = attempt) -> Found:
     _in_some_format(first)
     outcome = outcome_of(first, time.monotonic() - began)
     start = _setting(first)
-    if not may_search(recipe) or outcome.refused or not _missed(outcome, first.recipe.budget):
+    if not may_search(recipe) or outcome.refused or not missed(outcome, first.recipe.budget):
         return Found(first)
     return _Search(task, recipe, first, outcome, start, make).run()
 
@@ -219,7 +220,7 @@ class _Search:
     def _capabilities(self) -> Capabilities:
         training = self.task.inputs.training is not None
         made = capabilities(self.recipe, training=training, islands=_islands(self.first))
-        heavy = _missed(self.outcome, replace(self.budget, max_drop=None))
+        heavy = missed(self.outcome, replace(self.budget, max_drop=None))
         if not heavy or len(made.ratios) == 1:
             return made
         self.task.clock.detail("search: what the heaviest pruning takes")
@@ -250,12 +251,6 @@ def _setting(made: Attempt) -> Setting:
     return Setting(
         Calibration.of(recipe.quantize), recipe.prune.ratio, made.settled.kept, recipe.qat.enabled is True
     )
-
-
-def _missed(outcome: Outcome, budget: Budget) -> bool:
-    wanted = (budget.max_drop, budget.max_latency_ms, budget.max_size_mb)
-    reached = (outcome.drop, outcome.latency_ms, outcome.size_bytes / 1e6)
-    return any(w is not None and r is not None and r > w for w, r in zip(wanted, reached, strict=True))
 
 
 def outcome_of(made: Attempt, seconds: float) -> Outcome:

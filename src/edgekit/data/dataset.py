@@ -16,7 +16,7 @@ from edgekit.data.folder import open_folder
 from edgekit.data.npz import open_npz, sets_of
 from edgekit.data.preprocessing import Preprocessing, default_for
 from edgekit.data.rows import Batch, Inputs, Rows, Sets, in_windows
-from edgekit.data.stream import imported, open_stream
+from edgekit.data.stream import open_stream, user_source
 from edgekit.errors import UsageError
 from edgekit_converters.program import TensorInfo
 
@@ -248,7 +248,7 @@ def _open_path(spec: str | Path, inputs: tuple[TensorInfo, ...], preprocessing: 
     if path.is_file():
         return open_npz(path, inputs)
     if ":" in str(spec):
-        return open_stream(imported(str(spec)), inputs, str(spec))
+        return open_stream(user_source(str(spec)), inputs, str(spec))
     raise UsageError(
         f"{spec}: no such file or folder",
         expected="an .npz, a folder of class folders of images, or module:callable",

@@ -3,47 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from edgekit.data.rows import Batch, Inputs, Rows, Sets, digest_of
 from edgekit.errors import UsageError
+from edgekit.usercode import imported
 from edgekit_converters.program import TensorInfo
 
 Source = Callable[[], Iterable[Any]]
 
 
-def imported(spec: str) -> Source:
-    """The callable behind "module:callable"; the current folder is importable.
+def user_source(spec: str) -> Source:
+    """The source behind "module:callable".
 
     Raises:
         UsageError: it cannot be imported or is not callable.
     """
-    name, _, attribute = spec.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        value: Any = importlib.import_module(name)
-        for part in attribute.split("."):
-            value = getattr(value, part)
-    except Exception as error:  # importing runs the user's code
-        raise _broken(spec, f"{type(error).__name__}: {error}") from error
-    finally:
-        if here in sys.path:
-            sys.path.remove(here)
-    if not callable(value):
-        raise _broken(spec, f"it is a {type(value).__name__}")
-    return cast(Source, value)
-
-
-def _broken(spec: str, found: str) -> UsageError:
-    return UsageError(
-        f"--data {spec}: {found}",
+    return imported(
+        spec,
+        named=f"--data {spec}",
         expected="a callable without arguments that yields batches: x, or (x, y)",
         way_out="Write a generator function and pass it as module:function.",
     )

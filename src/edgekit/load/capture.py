@@ -193,12 +193,6 @@ def resize_batch(example: Any, carriers: Sequence[bool], batch: int) -> Any:
     return pytree.tree_map(one, example)
 
 
-def _same_shapes(a: Any, b: Any) -> bool:
-    return [x.shape for x in pytree.tree_leaves(a) if hasattr(x, "shape")] == [
-        x.shape for x in pytree.tree_leaves(b) if hasattr(x, "shape")
-    ]
-
-
 def _export(
     module: torch.nn.Module,
     example: tuple[Any, ...],

@@ -16,7 +16,8 @@ from edgekit.load.pickles import load_pickled
 from edgekit.load.pt2 import load_exported
 from edgekit.load.script import traced_example
 from edgekit.load.sniff import FOREIGN, sniff
-from edgekit.load.weights import build, current_folder_importable, fill, find_weights
+from edgekit.load.weights import build, fill, find_weights
+from edgekit.usercode import current_folder_importable
 
 _HEAD_BYTES = 4096
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 
 from edgekit.errors import UsageError
+from edgekit.usercode import current_folder_importable, imported
 
 # Where training scripts put the weights, most specific first.
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module")
@@ -78,28 +74,24 @@ def fill(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], where: st
     return module
 
 
+_WAY_OUT = (
+    "Write a function without arguments that returns the network, and pass --factory module:function; the current "
+    "folder is on the import path."
+)
+
+
 def build(factory: str) -> torch.nn.Module:
     """Import and call "module:callable"; the current folder is importable meanwhile.
 
     Raises:
         UsageError: not of that form, not importable, it raised, or it did not return a module.
     """
-    name, _, attribute = factory.partition(":")
-    if not name or not attribute:
-        raise _factory_error(factory, "not of the form module:callable", "e.g. mynet:resnet20")
+    make = imported(
+        factory, named=f"--factory {factory}", expected="a callable without arguments", way_out=_WAY_OUT
+    )
     with current_folder_importable():
         try:
-            made: Any = importlib.import_module(name)
-            for part in attribute.split("."):
-                made = getattr(made, part)
-        except Exception as error:  # importing runs the user's code
-            raise _factory_error(
-                factory, f"{type(error).__name__}: {error}", "an importable callable"
-            ) from error
-        if not isinstance(made, Callable):  # type: ignore[arg-type]
-            raise _factory_error(factory, f"it is a {type(made).__name__}", "a callable without arguments")
-        try:
-            module = made()
+            module = make()
         except Exception as error:
             raise _factory_error(
                 factory, f"it raised {type(error).__name__}: {error}", "a callable that needs no arguments"
@@ -113,19 +105,5 @@ def _factory_error(factory: str, found: str, expected: str) -> UsageError:
     return UsageError(
         f"--factory {factory}: {found}",
         expected=expected,
-        way_out="Write a function without arguments that returns the network, and pass --factory "
-        "module:function; "
-        "the current folder is on the import path.",
+        way_out=_WAY_OUT,
     )
-
-
-@contextmanager
-def current_folder_importable() -> Iterator[None]:
-    """The user's folder comes first on the import path, as with `python script.py`."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        if here in sys.path:
-            sys.path.remove(here)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,10 +59,6 @@ class LatencyModel:
             if shape.in_channels <= original.in_channels and shape.out_channels <= original.out_channels:
                 return self._between(original, shape)
         raise ValueError(f"{shape}: expected a layer that one of the {len(self.originals)} originals covers")
-
-    def total_ms(self, shapes: Sequence[LayerShape]) -> float:
-        """Sum over the layers of a network; a layer that stands there twice counts twice."""
-        return sum(self.ms(shape) for shape in shapes)
 
     def _between(self, original: LayerShape, shape: LayerShape) -> float:
         inputs, outputs = axes_of(original)

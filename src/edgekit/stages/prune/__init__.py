@@ -6,7 +6,7 @@ from edgekit.stages.prune.cut import cut
 from edgekit.stages.prune.groups import groups
 from edgekit.stages.prune.plain import plain
 from edgekit.stages.prune.remove import remove
-from edgekit.stages.prune.trace import Structure, trace
+from edgekit.stages.prune.trace import Structure, keep_all, trace
 
 __all__ = [
     "Chosen",
@@ -14,6 +14,7 @@ __all__ = [
     "choose",
     "cut",
     "groups",
+    "keep_all",
     "macs",
     "plain",
     "removable_branches",

@@ -18,7 +18,7 @@ from edgekit.stages.prune.costs import Cost, macs, milliseconds, shapes
 from edgekit.stages.prune.groups import Group, groups, matches
 from edgekit.stages.prune.importance import importance, importance_of_branches
 from edgekit.stages.prune.plan import Plan, plan
-from edgekit.stages.prune.trace import Structure, trace
+from edgekit.stages.prune.trace import Structure, keep_all, trace
 from edgekit_converters.program import Program
 
 # Formats whose runtimes run here, so that their layers can be timed.
@@ -96,7 +96,7 @@ def choose(
     if settings.by == "latency":
         cost, full = _mean_share(costs, whole), 1.0
     else:
-        cost, full = macs(structure, blocks), macs(source)(_everything(source))
+        cost, full = macs(structure, blocks), macs(source)(keep_all(source))
     found = plan(
         structure,
         among,
@@ -141,11 +141,7 @@ def _latencies(
         if name in recipe.formats
     }
     costs = {name: milliseconds(structure, table, blocks) for name, table in tables.items()}
-    return costs, {name: milliseconds(source, table)(_everything(source)) for name, table in tables.items()}
-
-
-def _everything(structure: Structure) -> np.ndarray:
-    return np.ones(structure.n_units + 1, bool)
+    return costs, {name: milliseconds(source, table)(keep_all(source)) for name, table in tables.items()}
 
 
 def _nothing_to_prune(structure: Structure, settings: Prune) -> UsageError:

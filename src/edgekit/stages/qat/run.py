@@ -124,6 +124,7 @@ def qat(
         step=step,
         augment=augment,
         metric=metric.name,
+        table="qat",
     )
     step("judging the integers")
     ties = _few(inputs.calibration()) if settings.learned_steps else []

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgekit.errors import UsageError
 from edgekit.evaluate import Agreement, has_classes
-from edgekit.stages.train.imported import imported
+from edgekit.usercode import imported
 from edgekit_converters.program import TensorInfo
 
 Array = NDArray[Any]
@@ -116,7 +116,13 @@ def augmentation(
     if wish == "none":
         return None, ()
     if ":" in wish:
-        return partial(_by_user, imported("train.augment", wish, _TAKES), wish, tuple(inputs)), ()
+        function = imported(
+            wish,
+            named=f"recipe: train.augment = {wish!r}",
+            expected=_TAKES,
+            way_out="Run in the folder of the module, or install it; and check the spelling.",
+        )
+        return partial(_by_user, function, wish, tuple(inputs)), ()
     axes = tuple(image_axes(info) for info in inputs)
     images = any(axes)
     if wish == "auto":

@@ -76,8 +76,8 @@ def fit(
     checkpoint: Path,
     step: Callable[[str], None],
     augment: Augment | None = None,
-    begin: Callable[[nn.Module, int], None] | None = None,
     metric: str = "metric",
+    table: str = "train",
 ) -> Fitted:
     """Train a network in place, or go on with a training that was interrupted.
 
@@ -91,8 +91,8 @@ def fit(
         checkpoint: file that holds the state after every epoch.
         step: told of the progress; may raise to stop.
         augment: changes a batch of inputs by random numbers that it is given.
-        begin: called with the network and the number of the epoch (from 1) before each epoch.
         metric: what the judge's values are called.
+        table: of the recipe that the learning rate stands in, for messages.
 
     Returns:
         The history and the best epoch; the network is never left worse, by the judge, than it was given.
@@ -101,13 +101,21 @@ def fit(
         UsageError: the loss stopped being a number, or memory ran out; the checkpoint is kept.
     """
     run = _Run(
-        student, objective, training, judge, higher_is_better, schedule, checkpoint, step, augment, metric
+        student,
+        objective,
+        training,
+        judge,
+        higher_is_better,
+        schedule,
+        checkpoint,
+        step,
+        augment,
+        metric,
+        table,
     )
     with torch.random.fork_rng(devices=_cuda(schedule)), deterministic(), memory_named(schedule.batch_size):
         run.start()
         while not run.finished():
-            if begin is not None:
-                begin(student, run.epoch + 1)
             run.one_epoch()
         return run.end()
 
@@ -132,10 +140,11 @@ class _Run:
         step: Callable[[str], None],
         augment: Augment | None,
         metric: str,
+        table: str,
     ) -> None:
         self.student, self.objective, self.training, self.judge = student, objective, training, judge
         self.higher_is_better, self.schedule, self.checkpoint = higher_is_better, schedule, checkpoint
-        self.step, self.augment, self.metric = step, augment, metric
+        self.step, self.augment, self.metric, self.table = step, augment, metric, table
         self.batch = min(schedule.batch_size, training.n)
         # What does not fill a batch is left out, another rest every epoch: small batches make bad statistics.
         self.steps = training.n // self.batch
@@ -282,7 +291,8 @@ class _Run:
         return UsageError(
             f"the loss is {loss:.4g} in step {i + 1} of epoch {epoch}, at a learning rate of {rate:.3g}",
             expected="a loss and gradients that are finite numbers",
-            way_out=f"Lower `learning_rate` in [train] of the recipe (it was {self.schedule.learning_rate:g}), or "
+            way_out=f"Lower `learning_rate` in [{self.table}] of the recipe (it was "
+            f"{self.schedule.learning_rate:g}), or "
             f'set precision = "float32"; {kept}.',
         )
 

@@ -9,7 +9,7 @@ import torch
 
 from edgekit.errors import UsageError
 from edgekit.load import load_candidate
-from edgekit.stages.train.imported import imported
+from edgekit.usercode import imported
 from edgekit_converters.program import Program, TensorInfo
 
 _KEY = "train.student"
@@ -44,7 +44,12 @@ def load_student(spec: str, teacher: Program, *, seed: int) -> Program:
 
 
 def _built(spec: str, seed: int) -> torch.nn.Module:
-    build = imported(_KEY, spec, _BUILDS)
+    build = imported(
+        spec,
+        named=f"recipe: {_KEY} = {spec!r}",
+        expected=_BUILDS,
+        way_out="Run in the folder of the module, or install it; and check the spelling.",
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
