@@ -12,29 +12,21 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import torch
-import torch.nn.functional as F
-from examples.networks.mobile import MobileNetV3Small
-from torch import Tensor, nn
 
 from benchmarks import data_cifar10
 from benchmarks.data_cifar10 import CACHE, Cifar10, normalise
 from benchmarks.machine import machine
 from benchmarks.measure import float_outputs, quality
+from benchmarks.trained import BATCH, IMAGE, samples_of, tell, trained
 from edgekit.evaluate import METRICS
-from edgekit.inputs import Inputs, Training, scoring, split, tensors
+from edgekit.inputs import Inputs, scoring, split, tensors
 from edgekit.load import load_candidate
 from edgekit.recipe import Qat, Quantize, Train
 from edgekit.stages.qat import qat
 from edgekit.stages.quantize.search import search
-from edgekit.stages.train.augment import Moves
 from edgekit.stages.train.device import device_for
-from edgekit.stages.train.fit import fit
-from edgekit.stages.train.schedule import Schedule
 from edgekit_converters.cleanup import clean
 from edgekit_converters.parity import run_reference
 from edgekit_converters.program import Program, QuantizedProgram
@@ -43,29 +35,8 @@ RESULT = Path(__file__).parent / "results" / "qat.json"
 # Points of top-1 that may be lost at 8 bits after training.
 MAX_LOSS = 0.15
 # Training images that choose epochs; so many calibrate.
-SET_APART, CALIBRATED, BATCH = 4096, 256, 128
-IMAGE = (1, 3, 32, 32)
-
-
-def network() -> nn.Module:
-    """MobileNetV3-small for 32 × 32: the first two layers keep the resolution, the last maps are 4 × 4."""
-    first, *rest = MobileNetV3Small.full
-    module = MobileNetV3Small(classes=10, rows=(first._replace(stride=1), *rest))
-    stem = module.features[0][0]
-    assert isinstance(stem, nn.Conv2d)
-    stem.stride = (1, 1)
-    return module
-
-
-def samples_of(images: Cifar10) -> Training:
-    """Images to train on, normalised as they are drawn."""
-
-    def batches(order: Any, size: int) -> Iterator[tuple[tuple[Any, ...], Any]]:
-        for i in range(0, len(order), size):
-            rows = order[i : i + size]
-            yield (normalise(images.x[rows]),), images.y[rows]
-
-    return Training(len(images.y), True, batches, hashlib.sha256(images.x.tobytes()).hexdigest())
+SET_APART, CALIBRATED = 4096, 256
+NETWORK = "mobilenet-v3-small"
 
 
 def inputs_of(train: Cifar10, apart: Cifar10) -> Inputs:
@@ -85,45 +56,6 @@ def inputs_of(train: Cifar10, apart: Cifar10) -> Inputs:
         name="image {}".format,
         training=samples_of(train),
     )
-
-
-def trained(train: Cifar10, apart: Cifar10, epochs: int, device: str) -> nn.Module:
-    """The float network; read from the cache where it has been trained before."""
-    path = CACHE / f"mobilenetv3-small-{len(train.y)}-{epochs}.pt"
-    torch.manual_seed(0)
-    module = network()
-    if path.exists():
-        module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        return module.eval()
-    place = device_for(device)
-    module = module.to(device=place, memory_format=torch.channels_last)
-    schedule = Schedule(epochs=epochs, batch_size=BATCH, learning_rate=0.1, device=place, channels_last=True)
-    images, labels = torch.from_numpy(normalise(apart.x)), apart.y
-
-    def judge(student: nn.Module) -> float:
-        answers = [student(part.to(place)).argmax(1).cpu() for part in images.split(256)]
-        return float((torch.cat(answers).numpy() == labels).mean())
-
-    def loss(student: nn.Module, inputs: tuple[Tensor, ...], truth: Tensor | None) -> Tensor:
-        assert truth is not None
-        return F.cross_entropy(student(*inputs), truth, label_smoothing=0.1)
-
-    fit(
-        module,
-        objective=loss,
-        training=samples_of(train),
-        judge=judge,
-        higher_is_better=True,
-        schedule=schedule,
-        checkpoint=path.with_suffix(".state"),
-        step=tell,
-        augment=Moves(((2, 3),), flip=True, shift=True),
-        metric="top1",
-    )
-    module = module.to(device="cpu", memory_format=torch.contiguous_format)
-    torch.save(module.state_dict(), path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path)
-    return module.eval()
 
 
 def at_bits(
@@ -181,7 +113,7 @@ def images_for(options: argparse.Namespace) -> tuple[Cifar10, Cifar10, Cifar10]:
 
 def measure(train: Cifar10, apart: Cifar10, test: Cifar10, options: argparse.Namespace) -> dict[str, Any]:
     """Train, calibrate and train on the grid; figures of the test images."""
-    module = trained(train, apart, options.epochs, options.device)
+    module = trained(NETWORK, train, apart, options.epochs, options.device)
     teacher = load_candidate(module, input_shapes=[IMAGE]).program
     program, _ = clean(teacher)
     reference = float_outputs(module, normalise(test.x))
@@ -208,11 +140,6 @@ def measure(train: Cifar10, apart: Cifar10, test: Cifar10, options: argparse.Nam
         "max_loss": MAX_LOSS,
         "held": all(loss <= MAX_LOSS for loss in losses),
     }
-
-
-def tell(message: str) -> None:
-    """Progress, one line."""
-    print(f"\r\033[K{message}", end="", file=sys.stderr, flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:

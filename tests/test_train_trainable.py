@@ -234,6 +234,20 @@ def test_ops_are_named_also_where_a_module_took_their_place():
     assert "" not in op_names(trainable(convnet()))
 
 
+@pytest.mark.parametrize("wrapped", [nn.Conv2d(4, 4, 3, groups=4), nn.ConvTranspose2d(4, 4, 3, groups=2)])
+def test_grouped_convolutions_stay_float32_in_mixed_precision(wrapped):
+    module = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), wrapped))
+    network = trainable(load_candidate(module.eval(), input_shapes=[(1, 3, 8, 8)]).program)
+    x = random(2, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        ((found,), _), plain = network(x), module(x)
+        first = module[0](x)
+    assert (first.dtype, plain.dtype, found.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+    torch.testing.assert_close(found, wrapped(first.float()))
+    found.sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in network.parameters())
+
+
 def test_tied_weights_stay_tied():
     class Tied(nn.Module):
         def __init__(self) -> None:
