@@ -566,3 +566,11 @@ def test_inputs_carry_the_training_set_where_there_is_one():
     assert from_data(opened({"x": numbered(20)}), program).training is None
     with pytest.raises(ValueError, match="at least 1"):
         Training(0, False, inputs.training.batches, "")
+
+
+def test_an_evaluation_set_is_never_trained_on() -> None:
+    with pytest.raises(UsageError, match="nothing to train on but the evaluation set") as caught:
+        opened({"eval_x": numbered(10), "eval_y": np.arange(10)}, training=True)
+    assert "train_x" in str(caught.value)
+    assert opened({"eval_x": numbered(10)}).n_training == 0
+    assert opened({"calib_x": numbered(4) + 50, "eval_x": numbered(10)}, training=True).n_training == 4

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from edgekit.load import load_candidate
 from edgekit.stages.prune import groups, macs, remove, trace
 from edgekit.stages.prune.branches import branches, gated, without
-from edgekit.stages.prune.importance import importance_of_branches
+from edgekit.stages.prune.damage import measure
 from edgekit.stages.prune.plan import plan
 from edgekit_converters.program import Program
 
@@ -103,41 +103,47 @@ def test_units_and_branches_go_in_one_step_and_the_costs_know_both() -> None:
     assert narrow.graph(torch.zeros(2, 3, 32, 32))[0].shape == (2, 10)
 
 
-def test_a_gate_of_one_changes_nothing_and_the_branch_that_does_nothing_matters_least() -> None:
+def with_a_silent_block() -> tuple[Program, nn.Module]:
+    """A network whose fifth block adds nothing."""
     module = ResNet20()
     torch.manual_seed(0)
     for block in (*module.layer1, *module.layer2, *module.layer3):
         nn.init.uniform_(block.bn2.weight, 0.5, 1.0)
     nn.init.zeros_(module.layer2[1].bn2.weight)
-    program = program_of(module)
+    return program_of(module), module
+
+
+def test_a_gate_of_one_changes_nothing_and_one_of_zero_leaves_the_branch_out() -> None:
+    program, _ = with_a_silent_block()
     found = branches(program, trace(program))
     x = torch.randn(4, 3, 32, 32)
     graph, gates = gated(program, found)
     assert len(gates) == 9
     with torch.no_grad():
         torch.testing.assert_close(graph(x)[0], program.graph(x)[0])
-    scores = importance_of_branches(program, found, [(x,)], seed=0)
-    assert scores.argmin() == 4
-    assert scores[4] == pytest.approx(0.0, abs=1e-12)
-    assert (np.delete(scores, 4) > 0).all()
+        gates[2].zero_()
+        torch.testing.assert_close(graph(x)[0], without(program, found[2:3]).graph(x)[0])
 
 
-def test_a_plan_leaves_a_branch_out_where_that_saves_most_for_what_it_costs() -> None:
-    program = program_of(ResNet20())
+def test_the_branch_that_does_nothing_does_no_damage_and_is_left_out_first() -> None:
+    program, _ = with_a_silent_block()
     structure = trace(program)
     found = branches(program, structure)
-    scores = np.ones(structure.n_units + len(found))
-    scores[structure.n_units + 7] = 0.0
+    among = groups(structure)
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    ranks = np.arange(structure.n_units, dtype=float)
+    curves = measure(program, structure, among, found, ranks, [(x,)], multiple=16, step=lambda _: None)
+    damage = np.array([curve.at(0) for curve in curves[len(among) :]])
+    assert damage.argmin() == 4
+    assert damage[4] == pytest.approx(0.0, abs=1e-9)
+    assert (np.delete(damage, 4) > 1e-6).all()
     cost = macs(structure, found)
     whole = cost(np.ones(structure.n_units + len(found) + 1, bool))
-    chosen = plan(
-        structure, groups(structure), scores, cost, wanted=0.95 * whole, multiple=8, branches=len(found)
-    )
-    assert np.flatnonzero(~chosen.keep).tolist() == [structure.n_units + 7]
+    chosen = plan(structure, among, curves, cost, wanted=0.95 * whole, multiple=16)
+    assert np.flatnonzero(~chosen.keep).tolist() == [structure.n_units + 4]
 
 
 def test_a_network_without_sums_has_no_branches() -> None:
     program = program_of(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)))
     structure = trace(program)
     assert branches(program, structure) == ()
-    assert importance_of_branches(program, (), [], seed=0).shape == (0,)

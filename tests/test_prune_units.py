@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from edgekit.stages.prune.context import Layer, kept_shape
 from edgekit.stages.prune.costs import macs
+from edgekit.stages.prune.damage import Curve
 from edgekit.stages.prune.groups import Group, groups
 from edgekit.stages.prune.plan import Plan, plan
 from edgekit.stages.prune.trace import Structure
@@ -192,11 +194,25 @@ def test_no_units_have_no_groups() -> None:
     assert groups(Structure(0, {}, frozenset(), {}, {}, (), {})) == ()
 
 
-def planned(widths: list[int], scores: np.ndarray, share: float, multiple: int, **more: int) -> Plan:
+def curves(among: Sequence[Group], scores: np.ndarray, multiple: int) -> list[Curve]:
+    """Damage that adds up from scores of units."""
+    found = []
+    for group in among:
+        order = group.units[np.argsort(scores[group.units], kind="stable")]
+        total = np.concatenate([[0.0], np.cumsum(scores[order])])
+        left = (*range(min(multiple, len(order)), len(order), multiple), len(order))
+        found.append(Curve(order, left, tuple(float(total[len(order) - n]) for n in left)))
+    return found
+
+
+def planned(widths: list[int], scores: np.ndarray, share: float, multiple: int) -> Plan:
     structure = chain(widths)
     cost = macs(structure)
     whole = cost(np.ones(structure.n_units + 1, bool))
-    return plan(structure, groups(structure), scores, cost, wanted=share * whole, multiple=multiple, **more)
+    among = groups(structure)
+    return plan(
+        structure, among, curves(among, scores, multiple), cost, wanted=share * whole, multiple=multiple
+    )
 
 
 @st.composite
@@ -229,13 +245,20 @@ def test_a_plan_reaches_its_cost_or_leaves_one_block_of_every_group(given_) -> N
 
 @settings(deadline=None)
 @given(settings_of_plans())
-def test_a_plan_is_the_same_every_time_and_removes_more_for_less(given_) -> None:
-    widths, scores, share, multiple = given_
+def test_a_plan_is_the_same_every_time_and_gives_back_what_it_need_not_take(given_) -> None:
+    widths, scores, _, multiple = given_
     found, again = planned(*given_), planned(*given_)
     assert np.array_equal(found.keep, again.keep)
-    less = planned(widths, scores, share / 2, multiple)
-    assert not (less.keep & ~found.keep).any()
-    assert less.after <= found.after
+    cost = macs(chain(widths))
+    for start, n in zip(np.cumsum([0, *widths]), widths, strict=False):
+        units = np.arange(start, start + n)
+        gone = units[~found.keep[units]]
+        # The next block of a group that would do any good does not fit.
+        back = gone[np.argsort(scores[gone], kind="stable")][-(multiple - (n - len(gone)) % multiple) :]
+        more = found.keep.copy()
+        more[back] = True
+        if found.reached and len(gone) and scores[back].sum() > 0:
+            assert cost(more) > found.wanted
 
 
 def test_what_is_wanted_already_removes_nothing() -> None:
@@ -247,7 +270,7 @@ def test_what_is_wanted_already_removes_nothing() -> None:
 
 def test_nothing_to_remove_is_a_plan_that_is_not_reached() -> None:
     structure = chain([4])
-    found = plan(structure, (), np.zeros(4), macs(structure), wanted=1.0, multiple=1)
+    found = plan(structure, (), (), macs(structure), wanted=1.0, multiple=1)
     assert not found.reached
     assert found.keep.all()
 
@@ -258,7 +281,7 @@ def test_steps_that_save_nothing_are_jumped_over() -> None:
     found = plan(
         structure,
         groups(structure),
-        np.arange(16.0),
+        curves(groups(structure), np.arange(16.0), 4),
         lambda keep: float(np.ceil(keep[:16].sum() / 8)),
         wanted=1.0,
         multiple=4,
@@ -267,10 +290,40 @@ def test_steps_that_save_nothing_are_jumped_over() -> None:
     assert np.flatnonzero(found.keep[:16]).tolist() == list(range(8, 16))
 
 
+def test_what_costs_nothing_is_kept() -> None:
+    """Of 9 to 16 channels that cost the same, 16 stay."""
+    structure = chain([32])
+    found = plan(
+        structure,
+        groups(structure),
+        curves(groups(structure), np.arange(32.0), 4),
+        lambda keep: float(np.ceil(keep[:32].sum() / 16)),
+        wanted=1.5,
+        multiple=4,
+    )
+    assert found.keep[:32].sum() == 16
+
+
+def test_a_large_block_that_saves_much_is_undone_where_a_small_one_is_enough() -> None:
+    structure = chain([8, 8])
+    cheap = Curve(np.arange(8), (4, 8), (1.0, 0.0))
+    dear = Curve(np.arange(8, 16), (4, 8), (30.0, 0.0))
+    price = np.array([1.0] * 8 + [50.0] * 8)
+    found = plan(
+        structure,
+        groups(structure),
+        (cheap, dear),
+        lambda keep: float(price @ keep[:16]),
+        wanted=404.0,
+        multiple=4,
+    )
+    assert found.widths == (("layers.0.weight", 8, 4), ("layers.1.weight", 8, 8))
+
+
 def test_parts_of_one_layer_are_told_of_together() -> None:
     structure = chain([8])
     parts = [Group("layers.0.weight", np.arange(8)[k : k + 4], 1, ("layers.0.weight",)) for k in (0, 4)]
-    found = plan(structure, parts, np.arange(8.0), macs(structure), wanted=0.0, multiple=2)
+    found = plan(structure, parts, curves(parts, np.arange(8.0), 2), macs(structure), wanted=0.0, multiple=2)
     assert found.widths == (("layers.0.weight", 8, 4),)
 
 

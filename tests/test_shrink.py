@@ -203,7 +203,10 @@ def test_what_is_finished_is_found_again(tmp_path: Path) -> None:
     assert [s.after for s in again.stages] == [s.after for s in first.stages]
 
 
-@pytest.mark.parametrize("moment", ["choosing channels", "epoch 0", "epoch 1 of 2", "epoch 2 of 2"])
+MOMENTS = ["ranking channels", "measuring conv", "choosing channels", "epoch 0", "epoch 1 of 2", "epoch 2 of 2"]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_an_interrupt_at_any_moment_is_made_good(tmp_path: Path, moment: str) -> None:
     def stop(line: str) -> None:
         if line.startswith(moment):
@@ -215,10 +218,19 @@ def test_an_interrupt_at_any_moment_is_made_good(tmp_path: Path, moment: str) ->
         run(wide(), settings, tmp_path / "out", told=stop)
     again = run(wide(), settings, tmp_path / "out", resume=True)
     assert same(again.shrunk.program, whole.shrunk.program)
-    assert ("ranking channels" in again.said) == (moment == "choosing channels")
+    assert ("ranking channels" in again.said) == (moment in MOMENTS[:2])
+    assert ("choosing channels" in again.said) == (moment in MOMENTS[:3])
 
 
-@pytest.mark.parametrize("change", [{"ratio": 0.6}, {"importance": "taylor"}, {"seed": 3}], ids=str)
+def test_another_ratio_is_chosen_by_what_was_measured_already(tmp_path: Path) -> None:
+    run(wide(), recipe(epochs=0), tmp_path / "out")
+    again = run(wide(), recipe(epochs=0, ratio=0.6), tmp_path / "out", resume=True)
+    assert [line for line in again.said if line] == ["choosing channels"]
+    alone = run(wide(), recipe(epochs=0, ratio=0.6), tmp_path / "alone")
+    assert same(again.shrunk.program, alone.shrunk.program)
+
+
+@pytest.mark.parametrize("change", [{"importance": "taylor"}, {"seed": 3}], ids=str)
 def test_other_settings_find_nothing(tmp_path: Path, change) -> None:
     run(wide(), recipe(epochs=0), tmp_path / "out")
     seed = change.pop("seed", 0)

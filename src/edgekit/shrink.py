@@ -17,7 +17,20 @@ from edgekit.errors import UsageError
 from edgekit.evaluate import Metric
 from edgekit.inputs import Inputs
 from edgekit.recipe import Recipe
-from edgekit.stages.prune import Structure, choose, keep_all, macs, plain, removable_branches, remove, trace
+from edgekit.stages.prune import (
+    Curve,
+    Structure,
+    choose,
+    from_arrays,
+    keep_all,
+    macs,
+    plain,
+    rank,
+    removable_branches,
+    remove,
+    to_arrays,
+    trace,
+)
 from edgekit.stages.train import Tap, distill, load_student
 from edgekit.versions import versions
 from edgekit.workdir import WorkDir, stage_key
@@ -25,6 +38,8 @@ from edgekit_converters.program import Program
 
 # Trained tensors, in the order of the state dict.
 WEIGHTS: Final = "weights.npz"
+# What can be pruned, and the damage.
+CURVES: Final = "curves.npz"
 
 
 @dataclass(frozen=True)
@@ -167,7 +182,8 @@ def _pruned(
     )
 
     def make(folder: Path) -> dict[str, Any]:
-        chosen = choose(start, shrunk.program, structure, inputs, recipe, ratio, step=clock.detail)
+        curves = _ranked(shrunk, structure, inputs, recipe, work, clock)
+        chosen = choose(start, shrunk.program, structure, curves, recipe, ratio, step=clock.detail)
         np.save(folder / "keep.npy", chosen.keep)
         return {"notes": chosen.notes, "predicted": dict(chosen.predicted)}
 
@@ -184,6 +200,23 @@ def _pruned(
     first = shrunk.macs or round(count(whole))
     predicted = {runtime: (before, after) for runtime, (before, after) in facts["predicted"].items()}
     return Shrunk(program, key, first, predicted), _taps(structure, keep), facts["notes"]
+
+
+def _ranked(
+    shrunk: Shrunk, structure: Structure, inputs: Inputs, recipe: Recipe, work: WorkDir, clock: Clock
+) -> tuple[Curve, ...]:
+    """Measure what can go, once for all ratios that are tried."""
+    settings = replace(recipe.prune, ratio=0.0, rounds=1)
+    key = stage_key("rank", shrunk.key, inputs.sha256, asdict(settings), recipe.seed, versions())
+
+    def make(folder: Path) -> dict[str, Any]:
+        curves = rank(shrunk.program, structure, inputs, recipe.prune, recipe.seed, step=clock.detail)
+        np.savez(folder / CURVES, allow_pickle=False, **to_arrays(curves))
+        return {"curves": len(curves)}
+
+    folder, facts, _ = work.stage("rank", key, make)
+    with np.load(folder / CURVES, allow_pickle=False) as arrays:
+        return from_arrays(arrays, facts["curves"])
 
 
 def _params(program: Program) -> int:

@@ -183,7 +183,8 @@ def open_data(
         The data; with one set only, no sample is measured that calibrates or is trained on.
 
     Raises:
-        UsageError: it cannot be read, is empty, or does not fit the model.
+        UsageError: it cannot be read, is empty, or does not fit the model; or an evaluation set is all that there
+            is to train on.
     """
     wanted = tuple(inputs)
     if calibration_size < 1:
@@ -290,6 +291,12 @@ def _set_apart(
         only = "there is one sample only: it calibrates and is measured"
         return (sets.evaluation, everything), (sets.evaluation, everything), None, (only,)
     shuffled = random.permutation(sets.evaluation.count)
+    if training and sets.held_out:
+        raise UsageError(
+            f"{sets.evaluation.where}: there is nothing to train on but the evaluation set",
+            expected="other samples, as figures on what was trained on say nothing",
+            way_out="Add train_x (labels help, and are not needed), or name the set x to have it shared out.",
+        )
     if training:
         return _share_out(sets.evaluation, shuffled, size)
     count = min(size, sets.evaluation.count // 2)

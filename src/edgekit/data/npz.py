@@ -104,7 +104,7 @@ def sets_of(arrays: Mapping[str, Any], inputs: Sequence[TensorInfo], where: str)
     assert evaluation is not None
     # A set that is measured on as there is no other is shared out by the caller.
     training = named["train_"] if named["train_"] is not evaluation else None
-    return Sets(calibration, evaluation, training)
+    return Sets(calibration, evaluation, training, held_out=evaluation is named["eval_"])
 
 
 def _rows(arrays: Mapping[str, Any], prefix: str, inputs: Sequence[TensorInfo], where: str) -> Rows | None:

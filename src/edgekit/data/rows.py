@@ -51,6 +51,7 @@ class Sets:
         training: the set to train on, None if the source names none.
         labels: class names, if the source knows them.
         notes: for the report.
+        held_out: the evaluation set is named as such, so nothing of it may be trained on.
     """
 
     calibration: Rows | None
@@ -58,6 +59,7 @@ class Sets:
     training: Rows | None = None
     labels: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    held_out: bool = False
 
 
 def digest_of(batches: Iterator[Batch]) -> str:

@@ -51,8 +51,8 @@ class Prune:
     Attributes:
         ratio: share of the cost to remove; 0 removes nothing.
         by: the cost: "latency" of the INT8 layers as measured here, or "macs".
-        importance: how the damage of removing a channel is estimated: by the "magnitude" of its weights, by the
-            first ("taylor") or second ("hessian") order change of the loss.
+        importance: what puts the channels of one layer in order: the "magnitude" of their weights, or the first
+            ("taylor") or second ("hessian") order change of the loss without them.
         multiple: channel counts are kept at multiples of this, as integer kernels like them.
         blocks: residual branches may go whole, too; "auto" lets them where the cost is latency, as narrow layers still
             cost their calls.

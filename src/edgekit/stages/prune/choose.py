@@ -15,8 +15,9 @@ from edgekit.inputs import Inputs
 from edgekit.recipe import Prune, Recipe
 from edgekit.stages.prune.branches import Branch, branches
 from edgekit.stages.prune.costs import Cost, macs, milliseconds, shapes
-from edgekit.stages.prune.groups import Group, groups, matches
-from edgekit.stages.prune.importance import importance, importance_of_branches
+from edgekit.stages.prune.damage import Curve, measure
+from edgekit.stages.prune.groups import groups, matches
+from edgekit.stages.prune.importance import importance
 from edgekit.stages.prune.plan import Plan, plan
 from edgekit.stages.prune.trace import Structure, keep_all, trace
 from edgekit_converters.program import Program
@@ -53,37 +54,76 @@ def removable_branches(program: Program, structure: Structure, settings: Prune) 
     )
 
 
-def choose(
-    start: Program,
+def rank(
     program: Program,
     structure: Structure,
     inputs: Inputs,
-    recipe: Recipe,
-    ratio: float,
+    settings: Prune,
+    seed: int,
     *,
     step: Callable[[str], None],
-) -> Chosen:
-    """Rank and choose.
+) -> tuple[Curve, ...]:
+    """Measure what can go; it does not depend on how much shall go.
 
     Args:
-        start: the network before the first round, which `ratio` counts from.
         program: the network of this round.
-        structure: of `program`.
-        inputs: calibration inputs rank.
-        recipe: its table `prune`, formats and seed.
-        ratio: share of the cost of `start` to remove.
+        structure: of it.
+        inputs: calibration inputs are what the network is run on.
+        settings: the table `prune`.
+        seed: of random choices.
         step: told what is being done.
 
+    Returns:
+        The damage of narrowing every group of `groups`, then of leaving out every one of `removable_branches`.
+
     Raises:
-        UsageError: nothing can be removed, or latency is asked for and no runtime is here.
+        UsageError: nothing can be removed.
     """
-    settings = recipe.prune
     among = groups(structure, settings.keep)
     blocks = removable_branches(program, structure, settings)
     if not among and not blocks:
         raise _nothing_to_prune(structure, settings)
     step("ranking channels")
-    scores = _scores(program, structure, among, blocks, inputs, settings, recipe.seed)
+    scores = importance(program, structure, among, settings.importance, inputs.calibration(), seed=seed)
+    return measure(
+        program,
+        structure,
+        among,
+        blocks,
+        scores,
+        inputs.calibration(),
+        multiple=settings.multiple,
+        step=step,
+    )
+
+
+def choose(
+    start: Program,
+    program: Program,
+    structure: Structure,
+    curves: Sequence[Curve],
+    recipe: Recipe,
+    ratio: float,
+    *,
+    step: Callable[[str], None],
+) -> Chosen:
+    """Choose by what was measured.
+
+    Args:
+        start: the network before the first round, which `ratio` counts from.
+        program: the network of this round.
+        structure: of `program`.
+        curves: from `rank`.
+        recipe: its table `prune` and formats.
+        ratio: share of the cost of `start` to remove.
+        step: told what is being done.
+
+    Raises:
+        UsageError: nothing is wide enough, or latency is asked for and no runtime is here.
+    """
+    settings = recipe.prune
+    among = groups(structure, settings.keep)
+    blocks = removable_branches(program, structure, settings)
     source = structure if program is start else trace(start)
     costs, whole = _latencies(source, structure, blocks, recipe, step)
     if settings.by == "latency" and not costs:
@@ -100,31 +140,16 @@ def choose(
     found = plan(
         structure,
         among,
-        scores,
+        curves,
         cost,
         wanted=(1 - ratio) * full,
         multiple=settings.multiple,
-        branches=len(blocks),
     )
     if program is start and found.keep.all():
         raise _too_narrow(settings)
     gone = [each for each, stays in zip(blocks, found.keep[structure.n_units : -1], strict=True) if not stays]
     predicted = {name: (whole[name], costs[name](found.keep)) for name in costs}
     return Chosen(found.keep, predicted, _told(found, gone, structure, settings, ratio))
-
-
-def _scores(
-    program: Program,
-    structure: Structure,
-    among: Sequence[Group],
-    blocks: Sequence[Branch],
-    inputs: Inputs,
-    settings: Prune,
-    seed: int,
-) -> np.ndarray:
-    """Importance of every unit, then of every branch."""
-    units = importance(program, structure, among, settings.importance, inputs.calibration(), seed=seed)
-    return np.concatenate([units, importance_of_branches(program, blocks, inputs.calibration(), seed=seed)])
 
 
 def _latencies(

@@ -20,7 +20,6 @@ from torch.fx import GraphModule
 
 from edgekit.errors import UsageError
 from edgekit.evaluate import class_axis, has_classes
-from edgekit.stages.prune.branches import Branch, gated
 from edgekit.stages.prune.groups import Group
 from edgekit.stages.prune.trace import Structure
 from edgekit.stages.prune.units import FIXED, Labels
@@ -43,7 +42,7 @@ def importance(
     *,
     seed: int,
 ) -> np.ndarray:
-    """Importance of every unit; comparable between groups, additive within the estimate.
+    """Importance of every unit, by which those of a group are put in order.
 
     Args:
         program: that was traced.
@@ -61,34 +60,6 @@ def importance(
     return _fisher(program, structure, batches, seed, whole=method == "taylor")
 
 
-def importance_of_branches(
-    program: Program, among: Sequence[Branch], batches: Iterable[Batch], *, seed: int
-) -> np.ndarray:
-    """Importance of residual branches, on the scale of "taylor": `½ E[(∂loss/∂gate)²]` of a factor on the branch.
-
-    Args:
-        program: that was traced.
-        among: its branches.
-        batches: inputs.
-        seed: of the labels that are drawn.
-
-    Returns:
-        float64, one per branch.
-    """
-    graph, gates = gated(program, among)
-    random = torch.Generator().manual_seed(seed)
-    total, draws = np.zeros(len(among)), 0
-    if not among:
-        return total
-    for batch in itertools.islice(itertools.cycle(_small(batches, whole_batch=program.dynamic_batch)), DRAWS):
-        gradients = torch.autograd.grad(_drawn_loss(graph(*batch), random), gates)
-        total += np.array([float(g) ** 2 for g in gradients])
-        draws += 1
-    if not np.isfinite(total).all():
-        raise _not_a_number()
-    return total / max(draws, 1) / 2
-
-
 def _not_a_number() -> UsageError:
     return UsageError(
         "--prune: ranking channels on the calibration inputs gave values that are not finite",
@@ -97,7 +68,7 @@ def _not_a_number() -> UsageError:
     )
 
 
-def _axes(structure: Structure) -> dict[tuple[str, int], Labels]:
+def followers(structure: Structure) -> dict[tuple[str, int], Labels]:
     """Axes whose weights go with a unit: of what reads it; of everything where nothing does."""
     read = {key: units for key, units in structure.parameters.items() if key in structure.reads}
     seen = np.unique(np.concatenate(list(read.values()))) if read else np.zeros(0, np.int64)
@@ -111,7 +82,7 @@ def _axes(structure: Structure) -> dict[tuple[str, int], Labels]:
 
 def _magnitude(program: Program, structure: Structure, among: Sequence[Group]) -> np.ndarray:
     """Mean over a unit's weights of their norm, relative to the group's mean."""
-    weights = _weights(program.graph, structure)
+    weights = weights_of(program.graph, structure)
     total = np.zeros(structure.n_units)
     for (target, axis), units in structure.parameters.items():
         if target not in weights or weights[target].dim() < 2:
@@ -135,8 +106,8 @@ def _fisher(
     program: Program, structure: Structure, batches: Iterable[Batch], seed: int, *, whole: bool
 ) -> np.ndarray:
     graph = copy.deepcopy(program.graph)
-    axes = _axes(structure)
-    weights = _weights(graph, structure)
+    axes = followers(structure)
+    weights = weights_of(graph, structure)
     wanted = sorted({target for target, _ in axes if target in weights})
     for name, weight in weights.items():
         weight.requires_grad_(name in wanted)
@@ -161,7 +132,7 @@ def _fisher(
     return total / max(draws, 1) / 2
 
 
-def _weights(graph: GraphModule, structure: Structure) -> dict[str, Tensor]:
+def weights_of(graph: GraphModule, structure: Structure) -> dict[str, Tensor]:
     """Parameters by target; and buffers that a layer multiplies with, such as a fixed filter."""
     read = {target for target, _ in structure.reads}
     found: dict[str, Tensor] = dict(graph.named_parameters())

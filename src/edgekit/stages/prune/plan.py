@@ -1,15 +1,20 @@
-"""Chooses which units go: the least important per saved cost first, until the cost is low enough."""
+"""Chooses which units go: the least damage per saved cost first, until the cost is low enough."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from edgekit.stages.prune.costs import Cost
+from edgekit.stages.prune.damage import Curve, block_of
 from edgekit.stages.prune.groups import Group
 from edgekit.stages.prune.trace import Structure
+
+# Blocks beyond the next one that a single step may take, so that steps which save nothing are jumped over.
+STEPS: Final = (0, 1, 2, 3, 5, 7, 11, 15, 23, 31, 47, 63)
 
 
 @dataclass(frozen=True)
@@ -39,57 +44,100 @@ class Plan:
 def plan(
     structure: Structure,
     among: Sequence[Group],
-    importance: np.ndarray,
+    curves: Sequence[Curve],
     cost: Cost,
     *,
     wanted: float,
     multiple: int,
-    branches: int = 0,
 ) -> Plan:
-    """Remove blocks of units, the least importance per saved cost first.
+    """Remove blocks of units, the least damage per saved cost first, and last the one that is just enough.
 
-    A block takes a group to the next lower multiple of positions, or to one below where that alone saves nothing:
-    integer kernels compute whole vectors, so latency falls in steps. At least one block of every group stays.
+    What was taken before it and is not needed any more is given back.
+
+    A block takes a group to a lower multiple of positions, next or further down: integer kernels compute whole
+    vectors, so latency falls in steps. At least one block of every group stays.
 
     Args:
         structure: of `trace`.
         among: groups that may be narrowed.
-        importance: of every unit, then of every branch; at least 0, additive.
+        curves: the damage of narrowing each, then of leaving out each residual branch that may go whole; branches
+            follow the units in masks.
         cost: of a mask.
         wanted: cost to reach.
         multiple: of positions that a group keeps; wide units count as many positions each.
-        branches: how many residual branches may go whole; they follow the units in `importance` and in masks.
 
     Returns:
         The plan; where even the last blocks do not reach what is wanted, the cheapest one.
     """
-    keep = np.ones(structure.n_units + branches + 1, bool)
-    ranked = [group.units[np.argsort(importance[group.units], kind="stable")] for group in among]
-    blocks = [max(1, multiple // group.width) for group in among]
-    least = [*blocks, *(0 for _ in range(branches))]
-    ranked += [np.array([structure.n_units + i]) for i in range(branches)]
-    blocks += [1] * branches
-    left = [len(units) for units in ranked]
-    before = now = cost(keep)
-    while now > wanted:
-        best: tuple[float, int, int, float] | None = None
-        for i, units in enumerate(ranked):
-            for target in _targets(left[i], blocks[i], least[i]):
-                gone = units[len(units) - left[i] : len(units) - target]
-                keep[gone] = False
-                saved = now - cost(keep)
-                keep[gone] = True
-                if saved <= 0:
-                    continue
-                score = float(importance[gone].sum()) / saved
-                if best is None or score < best[0]:
-                    best = score, i, target, now - saved
-        if best is None:
+    state = _State(structure, among, curves, cost, multiple)
+    before = state.cost
+    while state.cost > wanted:
+        options = [m for m in state.moves(narrower=True) if m.saved > 0]
+        if not options:
             break
-        _, i, target, now = best
-        keep[ranked[i][len(ranked[i]) - left[i] : len(ranked[i]) - target]] = False
-        left[i] = target
-    return Plan(keep, before, now, wanted, _widths(among, left[: len(among)]))
+        best = min(options, key=lambda m: (m.damage / m.saved, -m.saved))
+        if state.cost - best.saved <= wanted:
+            enough = (m for m in options if state.cost - m.saved <= wanted)
+            best = min(enough, key=lambda m: (m.damage, -m.saved))
+        state.take(best)
+    while state.cost <= wanted:
+        options = [m for m in state.moves(narrower=False) if state.cost - m.saved <= wanted and m.damage < 0]
+        if not options:
+            break
+        state.take(min(options, key=lambda m: (m.damage, -m.saved)))
+    return Plan(state.keep, before, state.cost, wanted, _widths(among, state.left[: len(among)]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """A curve taken to another count: what that damages and saves, both negative on the way back."""
+
+    curve: int
+    target: int
+    damage: float
+    saved: float
+
+
+class _State:
+    """How much of every curve is left."""
+
+    def __init__(
+        self,
+        structure: Structure,
+        among: Sequence[Group],
+        curves: Sequence[Curve],
+        cost: Cost,
+        multiple: int,
+    ) -> None:
+        branches = len(curves) - len(among)
+        self.keep = np.ones(structure.n_units + branches + 1, bool)
+        self.left = [len(curve.order) for curve in curves]
+        self.cost = cost(self.keep)
+        self._curves, self._cost = curves, cost
+        self._blocks = [*(block_of(group, multiple) for group in among), *[1] * branches]
+
+    def moves(self, *, narrower: bool) -> Iterator[_Move]:
+        """All steps from here, one way."""
+        for i, (curve, left, block) in enumerate(zip(self._curves, self.left, self._blocks, strict=True)):
+            targets = (
+                _lower(left, block, curve.left[0]) if narrower else _higher(left, block, len(curve.order))
+            )
+            for target in targets:
+                self._set(i, target)
+                cost = self._cost(self.keep)
+                self._set(i, left)
+                yield _Move(i, target, curve.at(target) - curve.at(left), self.cost - cost)
+
+    def take(self, move: _Move) -> None:
+        """Go there."""
+        self._set(move.curve, move.target)
+        self.left[move.curve] = move.target
+        self.cost = self._cost(self.keep)
+
+    def _set(self, curve: int, left: int) -> None:
+        order = self._curves[curve].order
+        self.keep[order[: len(order) - left]] = False
+        self.keep[order[len(order) - left :]] = True
 
 
 def _widths(among: Sequence[Group], left: Sequence[int]) -> tuple[tuple[str, int, int], ...]:
@@ -101,7 +149,12 @@ def _widths(among: Sequence[Group], left: Sequence[int]) -> tuple[tuple[str, int
     return tuple((name, *counts) for name, counts in found.items())
 
 
-def _targets(left: int, block: int, least: int) -> list[int]:
-    """Counts to go to from here: the next two lower multiples of a block."""
-    lower = (left - 1) // block * block
-    return [n for n in (lower, lower - block) if n >= least]
+def _lower(left: int, block: int, least: int) -> list[int]:
+    """Counts to go down to from here: multiples of a block."""
+    top = (left - 1) // block * block
+    return [n for n in (top - k * block for k in STEPS) if n >= least]
+
+
+def _higher(left: int, block: int, full: int) -> list[int]:
+    """Counts to go back to from here: multiples of a block, or all."""
+    return sorted({min(full, (left // block + 1 + k) * block) for k in STEPS} - {left})

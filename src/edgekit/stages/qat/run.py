@@ -15,19 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgekit.evaluate import Metric
-from edgekit.inputs import Batch, Inputs, batch_size, first, input_values
+from edgekit.inputs import Batch, Inputs
 from edgekit.recipe import Qat, Train
 from edgekit.stages.qat.module import on_grid, to_quantized
 from edgekit.stages.quantize.rules import aten
-from edgekit.stages.train.augment import augmentation
-from edgekit.stages.train.device import device_for
-from edgekit.stages.train.fit import Epoch, Objective, fit
-from edgekit.stages.train.judging import judge, judged_batches
-from edgekit.stages.train.lessons import SAMPLES, lessons, loss_of, runner
-from edgekit.stages.train.losses import Reading
-from edgekit.stages.train.readings import readings_of
+from edgekit.stages.train.course import Course, course_for
+from edgekit.stages.train.fit import Epoch, Objective
+from edgekit.stages.train.lessons import loss_of
 from edgekit.stages.train.schedule import ADAMW, Schedule
-from edgekit.stages.train.trainable import Trainable, trainable
 from edgekit_converters.parity import run_reference
 from edgekit_converters.program import Program, QuantizedProgram
 
@@ -96,43 +91,32 @@ def qat(
     Raises:
         UsageError: nothing to train on, a loss that is no number, no memory, or a checkpoint of another training.
     """
-    place = device_for(device)
-    module = on_grid(calibrated, float_program, learned_steps=settings.learned_steps, device=place)
-    guide = trainable(teacher, (), place)
-    size = batch_size(teacher)
-    original = runner(lambda *x: guide(*x)[0], place, size)
-    samples = first(SAMPLES, (tuple(t.numpy() for t in batch) for batch in inputs.calibration()))
-    readings = readings_of(original(samples), metric)
-    learned = lessons(
-        inputs.training, train, readings[0], original, taught=True, way_out="Give --data, or leave out --qat."
+    course = course_for(
+        teacher,
+        (),
+        inputs,
+        metric,
+        train,
+        taught=True,
+        way_out="Give --data, or leave out --qat.",
+        device=device,
     )
-    labels, notes = learned.labels, learned.notes
-    schedule = _schedule(train, settings, calibrated.program, seed=seed, device=place)
-    if schedule.channels_last:
-        module, guide = (m.to(memory_format=torch.channels_last) for m in (module, guide))
-    free = not labels or (readings[0].kind != "values" and len(teacher.outputs[0].shape) == 2)
-    augment, moved = augmentation(train.augment, teacher.inputs, samples, original, free=free)
-    judged = judged_batches(inputs, values=input_values(teacher), size=size, run=original)
-    fitted = fit(
+    module = on_grid(calibrated, float_program, learned_steps=settings.learned_steps, device=course.device)
+    fitted = course.fit(
         module,
-        objective=_objective(guide, readings, train.temperature, labels=labels),
-        training=learned.training,
-        judge=lambda network: judge(judged, runner(network, place, size), metric),
-        higher_is_better=metric.higher_is_better,
-        schedule=schedule,
+        _objective(course, train.temperature),
+        lambda network, *x: network(*x),
+        _schedule(train, settings, calibrated.program, seed=seed, device=course.device),
         checkpoint=checkpoint,
         step=step,
-        augment=augment,
-        metric=metric.name,
         table="qat",
     )
     step("judging the integers")
     ties = _few(inputs.calibration()) if settings.learned_steps else []
     trained = to_quantized(module, calibrated, ties=ties)
-    before, after = (judge(judged, partial(run_reference, p), metric) for p in (calibrated, trained))
+    before, after = (course.value(partial(run_reference, p)) for p in (calibrated, trained))
     improved = metric.drop(before, after) < 0
-    said = _summary(metric, fitted.history, before, after, improved=improved)
-    notes = (*notes, *moved, said)
+    notes = (*course.notes, _summary(metric, fitted.history, before, after, improved=improved))
     if not improved:
         return QatResult(calibrated, before, before, fitted.history, notes)
     return QatResult(trained, before, after, fitted.history, notes)
@@ -160,15 +144,14 @@ def _schedule(train: Train, settings: Qat, program: Program, *, seed: int, devic
     )
 
 
-def _objective(
-    guide: Trainable, readings: Sequence[Reading], temperature: float, *, labels: bool
-) -> Objective:
+def _objective(course: Course, temperature: float) -> Objective:
     """Distance from the float network's answers, and from labels where there are some."""
 
     def objective(module: nn.Module, batch: tuple[Tensor, ...], truth: Tensor | None) -> Tensor:
         with torch.no_grad():
-            answers, _ = guide(*batch)
-        return loss_of(module(*batch), answers, truth if labels else None, readings, temperature)
+            answers, _ = course.guide(*batch)
+        told = truth if course.labels else None
+        return loss_of(module(*batch), answers, told, course.readings, temperature)
 
     return objective
 

@@ -3,7 +3,8 @@
 trainable.py, student.py                            programs that learn, and back
 losses.py, readings.py, augment.py, judging.py      what is learned, from what, and how it is judged
 schedule.py, device.py, average.py, guard.py        how long, how fast, where
-checkpoint.py, ahead.py, fit.py, distill.py         the loop, and what ties it all together
+checkpoint.py, ahead.py, fit.py                     the loop
+lessons.py, course.py, distill.py                   what ties it all together
 """
 
 from edgekit.stages.train.distill import Trained, distill

@@ -12,18 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgekit.evaluate import Metric
-from edgekit.inputs import Inputs, batch_size, first, input_values, tensors
+from edgekit.inputs import Inputs
 from edgekit.recipe import Train
 from edgekit.stages.train import losses
-from edgekit.stages.train.augment import augmentation
-from edgekit.stages.train.device import device_for, precision_for
-from edgekit.stages.train.fit import Epoch, Objective, fit
-from edgekit.stages.train.judging import judge, judged_batches
-from edgekit.stages.train.lessons import SAMPLES, lessons, loss_of, runner
-from edgekit.stages.train.losses import Reading, Tap
-from edgekit.stages.train.readings import readings_of
+from edgekit.stages.train.course import Course, course_for
+from edgekit.stages.train.device import precision_for
+from edgekit.stages.train.fit import Epoch, Fitted, Objective
+from edgekit.stages.train.lessons import loss_of
+from edgekit.stages.train.losses import Tap
 from edgekit.stages.train.schedule import schedule_for
-from edgekit.stages.train.trainable import Trainable, attention_nodes, to_program, trainable
+from edgekit.stages.train.trainable import attention_nodes, to_program, trainable
 from edgekit_converters.program import Program
 
 Array = NDArray[Any]
@@ -80,52 +78,39 @@ def distill(
         UsageError: nothing to train on or to learn from, a loss that is no number, no memory, or a checkpoint of
             another training.
     """
-    place = device_for(device)
     weighted = _weighted(taps, student, teacher, settings)
     names = [tap.node for tap, _, _ in weighted]
-    network, guide = trainable(student, names, place), trainable(teacher, names, place)
-    size = batch_size(teacher)
-    original = runner(lambda *x: guide(*x)[0], place, size)
-    samples = first(SAMPLES, (tuple(t.numpy() for t in batch) for batch in inputs.calibration()))
-    readings = readings_of(original(samples), metric)
-    learned = lessons(
-        inputs.training,
+    course = course_for(
+        teacher,
+        names,
+        inputs,
+        metric,
         settings,
-        readings[0],
-        original,
         taught=settings.distill,
         way_out="Give --data, or leave out what needs training (--prune, --distill).",
+        device=device,
     )
-    labels = learned.labels
-    precision, said = precision_for(settings.precision, network, tensors(samples), place, readings)
-    schedule = schedule_for(
-        settings, network, samples=learned.training.n, seed=seed, device=place, precision=precision
+    network = trainable(student, names, course.device)
+    precision, said = precision_for(
+        settings.precision, network, course.samples, course.device, course.readings
     )
-    if schedule.channels_last:
-        network, guide = (module.to(memory_format=torch.channels_last) for module in (network, guide))
-    free = not labels or _one_class_each(readings[0], teacher)
-    augment, moved = augmentation(settings.augment, student.inputs, samples, original, free=free)
-    judged = judged_batches(inputs, values=input_values(teacher), size=size, run=original)
-    fitted = fit(
+    fitted = course.fit(
         network,
-        objective=_objective(
-            guide if settings.distill else None, readings, weighted, settings, labels=labels
+        _objective(course, weighted, settings),
+        lambda module, *x: module(*x)[0],
+        schedule_for(
+            settings,
+            network,
+            samples=course.training.n,
+            seed=seed,
+            device=course.device,
+            precision=precision,
         ),
-        training=learned.training,
-        judge=lambda module: judge(judged, runner(lambda *x: module(*x)[0], place, size), metric),
-        higher_is_better=metric.higher_is_better,
-        schedule=schedule,
         checkpoint=checkpoint,
         step=step,
-        augment=augment,
-        metric=metric.name,
+        table="train",
     )
-    notes = (
-        *learned.notes,
-        *said,
-        *moved,
-        _summary(fitted.history, fitted.best, metric, settings, labels=labels),
-    )
+    notes = (*course.notes, *said, _summary(fitted, metric, settings, labels=course.labels))
     return Trained(to_program(network, student), fitted.history, fitted.best, notes)
 
 
@@ -143,24 +128,18 @@ def _weighted(
     return [(tap, weight, tap.node in maps) for tap, weight in weights if weight > 0]
 
 
-def _objective(
-    guide: Trainable | None,
-    readings: tuple[Reading, ...],
-    taps: Sequence[tuple[Tap, float, bool]],
-    settings: Train,
-    *,
-    labels: bool,
-) -> Objective:
+def _objective(course: Course, taps: Sequence[tuple[Tap, float, bool]], settings: Train) -> Objective:
     """The loss of a batch: against the teacher, against labels, or both."""
 
     def objective(module: nn.Module, inputs: tuple[Tensor, ...], truth: Tensor | None) -> Tensor:
         outputs, ours = module(*inputs)
         answers: tuple[Tensor, ...] = ()
         theirs: dict[str, Tensor] = {}
-        if guide is not None:
+        if settings.distill:
             with torch.no_grad():
-                answers, theirs = guide(*inputs)
-        loss = loss_of(outputs, answers, truth if labels else None, readings, settings.temperature)
+                answers, theirs = course.guide(*inputs)
+        told = truth if course.labels else None
+        loss = loss_of(outputs, answers, told, course.readings, settings.temperature)
         for tap, weight, is_map in taps:
             distance = losses.attention if is_map else losses.features
             loss = loss + weight / len(taps) * distance(ours[tap.node], theirs[tap.node], tap)
@@ -169,12 +148,8 @@ def _objective(
     return objective
 
 
-def _one_class_each(reading: Reading, program: Program) -> bool:
-    """The labels are one class number for each whole input, which moves of an image do not change."""
-    return reading.kind != "values" and len(program.outputs[0].shape) == 2
-
-
-def _summary(history: Sequence[Epoch], best: Epoch, metric: Metric, settings: Train, *, labels: bool) -> str:
+def _summary(fitted: Fitted, metric: Metric, settings: Train, *, labels: bool) -> str:
+    history, best = fitted.history, fitted.best
     teachers = [*(["the original network"] if settings.distill else []), *(["labels"] if labels else [])]
     return (
         f"trained for {len(history) - 1} epochs to answer as {' and '.join(teachers)}: {metric.name} "

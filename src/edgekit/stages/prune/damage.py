@@ -1,0 +1,243 @@
+"""How far the answers move when part of the network goes, measured by leaving it out.
+
+Estimates from gradients rank the units of one layer well, but half of a layer or a whole residual branch is no small
+change: on ResNet-20 they are off by factors between 3 and 400, differently from layer to layer. So estimates say in
+which order units go, and these measurements say how many of them, and where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgekit.errors import UsageError
+from edgekit.evaluate import class_axis, has_classes
+from edgekit.stages.prune.branches import Branch, gated
+from edgekit.stages.prune.costs import macs
+from edgekit.stages.prune.groups import Group
+from edgekit.stages.prune.importance import followers, weights_of
+from edgekit.stages.prune.trace import Structure, keep_all
+from edgekit.stages.prune.units import Labels
+from edgekit_converters.program import Program
+
+Batch = tuple[Tensor, ...]
+
+# Widths of a group that are measured; between them the damage is a straight line.
+LEVELS: Final = 16
+# Samples that are looked at; fewer where a network is large, so that measuring ends after about a minute.
+SAMPLES, FEWEST, BATCH = 256, 8, 32
+MULTIPLICATIONS: Final = 3e12
+# What no finite divergence was measured for is worse than everything else.
+WORST: Final = 1e9
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What narrowing a group does, or leaving a branch out.
+
+    Attributes:
+        order: units, those first that go first.
+        left: counts of units that may be left, ascending; the last one is all of them.
+        damage: mean divergence of a sample's answers with so many left; falls to zero.
+    """
+
+    order: Labels
+    left: tuple[int, ...]
+    damage: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.left) != len(self.damage) or self.left[-1] != len(self.order):
+            raise ValueError(f"{len(self.damage)} values for {self.left} of {len(self.order)} units")
+        if any(a >= b for a, b in zip(self.left, self.left[1:], strict=False)):
+            raise ValueError(f"counts do not rise: {self.left}")
+        if any(a < b for a, b in zip(self.damage, self.damage[1:], strict=False)) or self.damage[-1]:
+            raise ValueError(f"damage does not fall to zero: {self.damage}")
+
+    def at(self, n: int) -> float:
+        """Damage where `n` units are left, between `left[0]` and all."""
+        return float(np.interp(n, self.left, self.damage))
+
+
+def block_of(group: Group, multiple: int) -> int:
+    """So many units of a group stand for `multiple` positions."""
+    return max(1, multiple // group.width)
+
+
+def measure(
+    program: Program,
+    structure: Structure,
+    among: Sequence[Group],
+    blocks: Sequence[Branch],
+    importance: np.ndarray,
+    batches: Iterable[Batch],
+    *,
+    multiple: int,
+    step: Callable[[str], None],
+) -> tuple[Curve, ...]:
+    """Measure every group at several widths, and every branch.
+
+    Args:
+        program: that was traced.
+        structure: of it.
+        among: groups that may be narrowed.
+        blocks: branches that may go.
+        importance: of every unit; the least important go first.
+        batches: calibration inputs.
+        multiple: of positions that a group keeps.
+        step: told the progress.
+
+    Returns:
+        One curve per group, then one per branch, which counts as a unit of its own after those of the structure.
+
+    Raises:
+        UsageError: the network gives NaN or infinity for an input.
+    """
+    plans = [_levels(len(group.units), block_of(group, multiple)) for group in among]
+    n_runs = sum(map(len, plans)) + len(blocks)
+    run = _Left(program, structure, blocks, _some(program, structure, batches, n_runs))
+    orders = [group.units[np.argsort(importance[group.units], kind="stable")] for group in among]
+    done, curves = 0, []
+    for group, order, levels in zip(among, orders, plans, strict=True):
+        found = []
+        for n in levels:
+            done += 1
+            step(
+                f"measuring {group.name.removesuffix('.weight')} with {n} of {len(order)} · {done} of {n_runs}"
+            )
+            found.append(run.without(order[: len(order) - n]))
+        # More units are never worse: what the samples say else is noise.
+        falling = np.maximum.accumulate(found[::-1])[::-1].tolist() if found else []
+        curves.append(Curve(order, (*levels, len(order)), (*falling, 0.0)))
+    for i, branch in enumerate(blocks):
+        done += 1
+        step(f"measuring without {branch.name} · {done} of {n_runs}")
+        unit = np.array([structure.n_units + i])
+        curves.append(Curve(unit, (0, 1), (run.without(unit), 0.0)))
+    return tuple(curves)
+
+
+def _levels(n: int, block: int) -> list[int]:
+    """Multiples of a block below `n`, at most `LEVELS` at about even distances, ascending."""
+    whole = np.arange(block, n, block)
+    if len(whole) <= LEVELS:
+        return [int(k) for k in whole]
+    return [int(whole[i]) for i in np.unique(np.linspace(0, len(whole) - 1, LEVELS).round().astype(int))]
+
+
+def _some(program: Program, structure: Structure, batches: Iterable[Batch], n_runs: int) -> list[Batch]:
+    """As many samples as a run each allows; a number that follows from the network, so that results repeat."""
+    each = max(1.0, macs(structure)(keep_all(structure))) * max(1, n_runs)
+    wanted = int(np.clip(MULTIPLICATIONS / each, FEWEST, SAMPLES))
+    size = BATCH if program.dynamic_batch else 1
+    found: list[Batch] = []
+    for batch in batches:
+        for i in range(0, len(batch[0]), size):
+            if wanted <= 0:
+                return found
+            found.append(tuple(x[i : i + min(size, wanted)] for x in batch))
+            wanted -= len(found[-1][0])
+    return found
+
+
+class _Left:
+    """The network with some of its units at zero."""
+
+    def __init__(
+        self, program: Program, structure: Structure, blocks: Sequence[Branch], samples: Sequence[Batch]
+    ) -> None:
+        graph, gates = gated(program, blocks)
+        self._graph, self._gates, self._samples = graph, gates, samples
+        self._n_units = structure.n_units
+        self._weights = weights_of(graph, structure)
+        self._axes = {key: units for key, units in followers(structure).items() if key[0] in self._weights}
+        self._whole = [self._answers(batch) for batch in samples]
+        if not all(bool(y.isfinite().all()) for ys in self._whole for y in ys if y.is_floating_point()):
+            raise not_a_number()
+
+    def without(self, gone: Labels) -> float:
+        """Mean divergence of a sample's answers without some units or branches."""
+        kept: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for gate in (self._gates[unit - self._n_units] for unit in gone if unit >= self._n_units):
+                gate.zero_()
+            for (target, axis), units in self._axes.items():
+                positions = np.flatnonzero(np.isin(units, gone))
+                if len(positions):
+                    weight = self._weights[target]
+                    kept.setdefault(target, weight.detach().clone())
+                    weight.index_fill_(axis, torch.from_numpy(positions), 0.0)
+            try:
+                total = sum(
+                    divergence(whole, self._answers(batch))
+                    for whole, batch in zip(self._whole, self._samples, strict=True)
+                )
+            finally:
+                for target, value in kept.items():
+                    self._weights[target].copy_(value)
+                for gate in self._gates:
+                    gate.fill_(1.0)
+        mean = total / sum(len(batch[0]) for batch in self._samples)
+        return float(np.clip(mean, 0.0, WORST)) if np.isfinite(mean) else WORST
+
+    def _answers(self, batch: Batch) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return tuple(self._graph(*batch))
+
+
+def divergence(whole: Sequence[Tensor], left: Sequence[Tensor]) -> float:
+    """How far answers have moved, summed over samples and outputs.
+
+    Kullback and Leibler's divergence for classes; half the squared distance in units of the spread for other values,
+    which is that of normal distributions; the share that differs for whole numbers.
+
+    Args:
+        whole: outputs of the whole network.
+        left: of the other one, of the same shapes.
+    """
+    total = 0.0
+    for a, b in zip(whole, left, strict=True):
+        if not a.is_floating_point():
+            total += float((a != b).double().mean()) * (len(a) if a.dim() else 1)
+            continue
+        value = a.numpy()
+        axis = class_axis(value) if has_classes(value) else None
+        if axis is None:
+            spread = a.double().std(correction=0).clamp_min(1e-6)
+            total += float((((a - b).double() / spread) ** 2).sum()) / 2
+            continue
+        p, q = (y.double().log_softmax(axis) for y in (a, b))
+        total += float((p.exp() * (p - q)).sum())
+    return total
+
+
+def not_a_number() -> UsageError:
+    """Of answers that nothing can be measured by."""
+    return UsageError(
+        "--prune: the network gives values that are not finite for some of the calibration inputs",
+        expected="finite outputs for every calibration input",
+        way_out="Look for NaN or infinity in the inputs.",
+    )
+
+
+def to_arrays(curves: Sequence[Curve]) -> dict[str, np.ndarray]:
+    """Curves as named arrays, to be kept in a file."""
+    return {
+        f"{name}_{i}": np.asarray(getattr(curve, name))
+        for i, curve in enumerate(curves)
+        for name in ("order", "left", "damage")
+    }
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray], n: int) -> tuple[Curve, ...]:
+    """`n` curves out of `to_arrays`."""
+    return tuple(
+        Curve(
+            arrays[f"order_{i}"], tuple(arrays[f"left_{i}"].tolist()), tuple(arrays[f"damage_{i}"].tolist())
+        )
+        for i in range(n)
+    )
