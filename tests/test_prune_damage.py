@@ -15,9 +15,10 @@ from torch import nn
 
 from edgekit.errors import UsageError
 from edgekit.load import load_candidate
-from edgekit.stages.prune import Structure, cut, groups, trace
+from edgekit.stages.prune import Structure, cut, groups, macs, trace
 from edgekit.stages.prune.branches import branches, without
 from edgekit.stages.prune.damage import (
+    FEWEST,
     LEVELS,
     SAMPLES,
     WORST,
@@ -121,9 +122,29 @@ def test_a_graph_of_one_sample_is_measured_sample_by_sample() -> None:
 def test_a_wide_layer_is_measured_at_some_widths_only() -> None:
     program, structure = traced(chain(128))
     first, *_ = measured(program, structure, samples(2), multiple=1)
-    assert len(first.left) == LEVELS + 1
+    assert len(first.left) == LEVELS[0] + 1
     assert first.left[0] == 1
     assert first.left[-2:] == (127, 128)
+
+
+def test_a_large_network_is_measured_with_less_effort(monkeypatch) -> None:
+    program, structure = traced(chain(64))
+    whole = macs(structure)(np.ones(structure.n_units + 1, bool))
+    monkeypatch.setattr("edgekit.stages.prune.damage.MULTIPLICATIONS", 10 * FEWEST * whole)
+    seen = []
+    among = groups(structure)
+    curves = measure(
+        program,
+        structure,
+        among,
+        (),
+        np.zeros(structure.n_units),
+        [(samples(64),)],
+        multiple=1,
+        step=seen.append,
+    )
+    assert [len(curve.left) - 1 for curve in curves] == [LEVELS[-1]] * 2
+    assert seen[-1].endswith("8 of 8")
 
 
 def test_no_more_samples_are_taken_than_wanted() -> None:

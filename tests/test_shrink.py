@@ -203,7 +203,14 @@ def test_what_is_finished_is_found_again(tmp_path: Path) -> None:
     assert [s.after for s in again.stages] == [s.after for s in first.stages]
 
 
-MOMENTS = ["ranking channels", "measuring conv", "choosing channels", "epoch 0", "epoch 1 of 2", "epoch 2 of 2"]
+MOMENTS = [
+    "ranking channels",
+    "measuring conv",
+    "choosing channels",
+    "epoch 0",
+    "epoch 1 of 2",
+    "epoch 2 of 2",
+]
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

@@ -27,9 +27,9 @@ from edgekit_converters.program import Program
 
 Batch = tuple[Tensor, ...]
 
-# Widths of a group that are measured; between them the damage is a straight line.
-LEVELS: Final = 16
-# Samples that are looked at; fewer where a network is large, so that measuring ends after about a minute.
+# Widths of a group that are measured, and samples that are looked at. Both are fewer where a network is large, so that
+# measuring ends after a minute or two. Between two widths the damage is a straight line.
+LEVELS: Final = (16, 8, 4)
 SAMPLES, FEWEST, BATCH = 256, 8, 32
 MULTIPLICATIONS: Final = 3e12
 # What no finite divergence was measured for is worse than everything else.
@@ -97,9 +97,9 @@ def measure(
     Raises:
         UsageError: the network gives NaN or infinity for an input.
     """
-    plans = [_levels(len(group.units), block_of(group, multiple)) for group in among]
+    plans, n_samples = _effort(structure, among, multiple, len(blocks))
     n_runs = sum(map(len, plans)) + len(blocks)
-    run = _Left(program, structure, blocks, _some(program, structure, batches, n_runs))
+    run = _Left(program, structure, blocks, _some(program, batches, n_samples))
     orders = [group.units[np.argsort(importance[group.units], kind="stable")] for group in among]
     done, curves = 0, []
     for group, order, levels in zip(among, orders, plans, strict=True):
@@ -121,18 +121,31 @@ def measure(
     return tuple(curves)
 
 
-def _levels(n: int, block: int) -> list[int]:
-    """Multiples of a block below `n`, at most `LEVELS` at about even distances, ascending."""
+def _effort(
+    structure: Structure, among: Sequence[Group], multiple: int, branches: int
+) -> tuple[list[list[int]], int]:
+    """Widths of every group, and samples: as many as the network allows, so that results repeat."""
+    plans: list[list[int]] = []
+    allowed = 0.0
+    for most in LEVELS:
+        plans = [_levels(len(group.units), block_of(group, multiple), most) for group in among]
+        runs = sum(map(len, plans)) + branches
+        allowed = MULTIPLICATIONS / max(1.0, macs(structure)(keep_all(structure)) * runs)
+        if allowed >= FEWEST:
+            break
+    return plans, int(np.clip(allowed, FEWEST, SAMPLES))
+
+
+def _levels(n: int, block: int, most: int) -> list[int]:
+    """Multiples of a block below `n`, ascending; at most so many, at about even distances."""
     whole = np.arange(block, n, block)
-    if len(whole) <= LEVELS:
+    if len(whole) <= most:
         return [int(k) for k in whole]
-    return [int(whole[i]) for i in np.unique(np.linspace(0, len(whole) - 1, LEVELS).round().astype(int))]
+    return [int(whole[i]) for i in np.unique(np.linspace(0, len(whole) - 1, most).round().astype(int))]
 
 
-def _some(program: Program, structure: Structure, batches: Iterable[Batch], n_runs: int) -> list[Batch]:
-    """As many samples as a run each allows; a number that follows from the network, so that results repeat."""
-    each = max(1.0, macs(structure)(keep_all(structure))) * max(1, n_runs)
-    wanted = int(np.clip(MULTIPLICATIONS / each, FEWEST, SAMPLES))
+def _some(program: Program, batches: Iterable[Batch], wanted: int) -> list[Batch]:
+    """The first samples, in batches that memory bears."""
     size = BATCH if program.dynamic_batch else 1
     found: list[Batch] = []
     for batch in batches:
