@@ -147,6 +147,24 @@ def test_a_large_network_is_measured_with_less_effort(monkeypatch) -> None:
     assert seen[-1].endswith("8 of 8")
 
 
+def test_large_answers_are_compared_for_fewer_samples(monkeypatch) -> None:
+    program, structure = traced(chain())
+    sizes = []
+    monkeypatch.setattr("edgekit.stages.prune.damage.KEPT", 5 * 4)
+    monkeypatch.setattr("edgekit.stages.prune.damage.AT_ONCE", 2 * 4)
+
+    def counted(whole, left) -> float:
+        sizes.append(len(whole[0]))
+        return divergence(whole, left)
+
+    monkeypatch.setattr("edgekit.stages.prune.damage.divergence", counted)
+    few = measured(program, structure, samples(16))
+    assert sizes
+    assert sizes == [2, 2, 1] * (len(sizes) // 3)
+    monkeypatch.undo()
+    assert few[0].damage == pytest.approx(measured(program, structure, samples(16)[:5])[0].damage, rel=1e-4)
+
+
 def test_no_more_samples_are_taken_than_wanted() -> None:
     program, structure = traced(chain())
     taken = []

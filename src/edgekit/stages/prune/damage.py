@@ -7,6 +7,7 @@ which order units go, and these measurements say how many of them, and where.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -32,6 +33,8 @@ Batch = tuple[Tensor, ...]
 LEVELS: Final = (16, 8, 4)
 SAMPLES, FEWEST, BATCH = 256, 8, 32
 MULTIPLICATIONS: Final = 3e12
+# Values of answers that are kept to compare with, and of a batch.
+KEPT, AT_ONCE = 1 << 26, 1 << 22
 # What no finite divergence was measured for is worse than everything else.
 WORST: Final = 1e9
 
@@ -146,7 +149,9 @@ def _levels(n: int, block: int, most: int) -> list[int]:
 
 def _some(program: Program, batches: Iterable[Batch], wanted: int) -> list[Batch]:
     """The first samples, in batches that memory bears."""
-    size = BATCH if program.dynamic_batch else 1
+    answers = max(1, sum(math.prod(info.shape) for info in program.outputs))
+    wanted = min(wanted, max(1, KEPT // answers))
+    size = min(BATCH, max(1, AT_ONCE // answers)) if program.dynamic_batch else 1
     found: list[Batch] = []
     for batch in batches:
         for i in range(0, len(batch[0]), size):
