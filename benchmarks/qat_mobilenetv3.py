@@ -64,7 +64,8 @@ def at_bits(
     """Top-1 after calibration and after training at some bits of weights."""
     settings = Quantize(weight_bits=bits)
     choice = search(program, settings, inputs.calibration, scoring(inputs), step=tell)
-    state = CACHE / f"mobilenetv3-small-qat-{options.images}-{options.epochs}-{bits}-{options.qat_epochs}"
+    trained_on = f"{options.images}-{options.epochs}", f"{options.qat_images}-{options.qat_epochs}"
+    state = CACHE / f"{NETWORK}-{'-'.join(trained_on)}-{bits}-bits"
     began = time.monotonic()
     result = qat(
         choice.program,
@@ -119,8 +120,9 @@ def measure(train: Cifar10, apart: Cifar10, test: Cifar10, options: argparse.Nam
     reference = float_outputs(module, normalise(test.x))
     whole = quality(reference, reference, test.y)["top1"]
     rows = {}
+    shown = Cifar10(train.x[: options.qat_images], train.y[: options.qat_images])
     for bits in options.bits:
-        row = at_bits(bits, program, teacher, inputs_of(train, apart), test, options)
+        row = at_bits(bits, program, teacher, inputs_of(shown, apart), test, options)
         for figures in row.values():
             figures["loss"] = round(whole - figures["top1"], 3)
         rows[str(bits)] = row
@@ -133,6 +135,7 @@ def measure(train: Cifar10, apart: Cifar10, test: Cifar10, options: argparse.Nam
         "images": options.images,
         "judged": len(test.y),
         "epochs": options.epochs,
+        "qat_images": len(shown.y),
         "qat_epochs": options.qat_epochs,
         "learned_steps": options.learned_steps,
         "float": whole,
@@ -149,6 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--qat-epochs", type=int, default=6, help="on the grid, for each number of bits")
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 6, 4])
     parser.add_argument("--images", type=int, default=50_000 - SET_APART, help="to train on")
+    parser.add_argument("--qat-images", type=int, help="to train on, on the grid; default: all")
     parser.add_argument("--judge", type=int, default=10_000, help="test images")
     parser.add_argument("--learned-steps", action="store_true")
     parser.add_argument("--device", default="auto")
