@@ -286,6 +286,8 @@ def test_the_report_tells_predicted_beside_measured_and_what_every_stage_changed
     assert result.exit_code == 0, result.stderr
     report = Bundle.open(out).report
     (pruned,) = [stage for stage in report["stages"] if stage["name"] == "prune"]
+    assert [row["layer"] for row in report["pruning"] if row["after"] < row["before"]] == ["conv"]
+    assert all(row["damage"][-1] == 0 and row["widths"][-1] == row["before"] for row in report["pruning"])
     (trained,) = [stage for stage in report["stages"] if stage["name"] == "train"]
     assert pruned["after"]["macs"] < pruned["before"]["macs"] == report["baseline"]["macs"]
     assert pruned["after"]["params"] < pruned["before"]["params"] == report["baseline"]["params"]

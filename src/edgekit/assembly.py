@@ -92,6 +92,7 @@ def write_bundle(
         notes=inputs.notes,
         failures=made.failures,
         search=SearchResult(found.trials, found.number, found.miss),
+        pruning=made.shrunk.pruning,
     )
     with assemble(out) as folder:
         for j in judged.values():

@@ -17,6 +17,7 @@ from edgekit.errors import UsageError
 from edgekit.evaluate import Metric
 from edgekit.inputs import Inputs
 from edgekit.recipe import Recipe
+from edgekit.report import PruningResult
 from edgekit.stages.prune import (
     Curve,
     Structure,
@@ -51,12 +52,14 @@ class Shrunk:
         key: identifies its weights.
         macs: multiplications of the network as it was loaded; None where it is the same network.
         predicted: runtime to milliseconds of its INT8 layers, before and after; empty where nothing was predicted.
+        pruning: what could be removed in each round, and was.
     """
 
     program: Program
     key: str
     macs: int | None = None
     predicted: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    pruning: tuple[PruningResult, ...] = ()
 
 
 def asks_for_training(recipe: Recipe) -> str:
@@ -185,7 +188,11 @@ def _pruned(
         curves = _ranked(shrunk, structure, inputs, recipe, work, clock)
         chosen = choose(start, shrunk.program, structure, curves, recipe, ratio, step=clock.detail)
         np.save(folder / "keep.npy", chosen.keep)
-        return {"notes": chosen.notes, "predicted": dict(chosen.predicted)}
+        return {
+            "notes": chosen.notes,
+            "predicted": dict(chosen.predicted),
+            "results": [asdict(each) for each in chosen.results],
+        }
 
     folder, facts, _ = work.stage("prune", key, make)
     keep = np.load(folder / "keep.npy", allow_pickle=False)
@@ -199,7 +206,14 @@ def _pruned(
     )
     first = shrunk.macs or round(count(whole))
     predicted = {runtime: (before, after) for runtime, (before, after) in facts["predicted"].items()}
-    return Shrunk(program, key, first, predicted), _taps(structure, keep), facts["notes"]
+    pruning = (*shrunk.pruning, *map(_result, facts["results"]))
+    return Shrunk(program, key, first, predicted, pruning), _taps(structure, keep), facts["notes"]
+
+
+def _result(kept: Mapping[str, Any]) -> PruningResult:
+    """One that was kept as JSON."""
+    lists = {name: tuple(kept[name]) for name in ("widths", "damage")}
+    return PruningResult(**{**kept, **lists})
 
 
 def _ranked(

@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup, escape
 
-__all__ = ["Bar", "Column", "Point", "bar", "columns", "nice_ceiling", "scatter"]
+__all__ = ["Bar", "Column", "Point", "bar", "columns", "height_at", "line", "nice_ceiling", "scatter"]
 
 PLOT_HEIGHT = 190
 # Room of a scatter plot's axis, of what lies on its edge, and radius of a point, in pixels or percent.
 SCATTER_HEIGHT, RADIUS, EDGE = 240, 6, 4.0
+# Of a line beside its figures.
+LINE_WIDTH, LINE_HEIGHT = 140, 36
 NAME_LENGTH = 16
 # Of a column without a value: seen, and not taken for one.
 MARK_HEIGHT = 6
@@ -177,6 +180,41 @@ def scatter(
         f'<svg class="columns scatter" height="{SCATTER_HEIGHT + 32}" role="img" aria-label="{described}">'
         f'<g transform="translate(0 14)">{"".join(parts)}</g></svg>'
     )
+
+
+def line(values: Sequence[tuple[float, float]], *, top: float, marked: float) -> Markup:
+    """Draw a small line without axes; hidden from readers, the text stands beside it.
+
+    Args:
+        values: places, ascending, and heights, at least 0.
+        top: of the scale, which several lines may share; what is higher is cut off.
+        marked: place of the dot.
+    """
+    low, high = values[0][0], values[-1][0]
+    span = high - low or 1.0
+
+    def across(x: float) -> float:
+        return 4 + (LINE_WIDTH - 8) * (x - low) / span
+
+    def down(y: float) -> float:
+        return 4 + (LINE_HEIGHT - 8) * (1 - min(y / top, 1.0) if top > 0 else 1.0)
+
+    drawn = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in values)
+    at = height_at(values, marked)
+    return Markup(  # noqa: S704 - numbers only
+        f'<svg class="line" viewBox="0 0 {LINE_WIDTH} {LINE_HEIGHT}" aria-hidden="true" focusable="false">'
+        f'<line class="grid" x1="0" x2="{LINE_WIDTH}" y1="{down(0):.1f}" y2="{down(0):.1f}"/>'
+        f'<polyline class="stroke" points="{drawn}"/>'
+        f'<circle class="fill chosen" cx="{across(marked):.1f}" cy="{down(at):.1f}" r="3.5"/></svg>'
+    )
+
+
+def height_at(values: Sequence[tuple[float, float]], x: float) -> float:
+    """Height of a line at a place; at its ends beyond them."""
+    for (a, low), (b, high) in pairwise(values):
+        if a <= x <= b:
+            return low + (high - low) * (x - a) / (b - a)
+    return values[0][1] if x < values[0][0] else values[-1][1]
 
 
 def _point(point: Point, x: float, y: float) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from edgekit.report import charts, numbers, trials
+from edgekit.report import charts, numbers, pruning, trials
 from edgekit.report.charts import Bar, Column
 
 __all__ = ["render_html"]
@@ -99,6 +99,7 @@ def _view(report: Mapping[str, Any]) -> dict[str, Any]:
             for name, artifact in report["artifacts"].items()
         ],
         "search": trials.view(report),
+        "pruning": pruning.view(report),
         "stages": [_stage(stage, metric) for stage in report["stages"]],
         "value": lambda number: numbers.value(number, metric),
         "points": lambda number: numbers.points(number, metric),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from edgekit.bench import LatencyStats
@@ -156,6 +156,27 @@ class SearchResult:
 
 
 @dataclass(frozen=True, slots=True)
+class PruningResult:
+    """What could go in one round of pruning, what that does, and what went.
+
+    Attributes:
+        layer: the first layer whose outputs these are; of a residual branch, its first and last.
+        branch: it is a whole residual branch, which goes or stays.
+        before: channels, heads times their width, or hidden units; one for a branch.
+        after: those that stayed.
+        widths: at which the damage was measured, ascending.
+        damage: mean divergence of a sample's answers at each width, with everything else in place.
+    """
+
+    layer: str
+    branch: bool
+    before: int
+    after: int
+    widths: tuple[int, ...]
+    damage: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Provenance:
     """Where the bundle comes from; hashes in hex."""
 
@@ -263,6 +284,7 @@ def build_report(
     notes: Sequence[str] = (),
     failures: Sequence[LoweringError] = (),
     search: SearchResult | None = None,
+    pruning: Sequence[PruningResult] = (),
 ) -> dict[str, Any]:
     """Return the content of `report.json`: plain JSON values, no NaN, infinities as null.
 
@@ -278,6 +300,7 @@ def build_report(
         notes: plain sentences that a reader must not miss.
         failures: formats that could not be lowered.
         search: what was tried to hold the budget.
+        pruning: what could be removed, and was.
     """
     search = search or SearchResult()
     found = verdict(baseline=baseline, artifacts=artifacts, layers=layers, budget=budget, failures=failures)
@@ -295,6 +318,7 @@ def build_report(
         "failures": [_failure_tree(failure) for failure in failures],
         "stages": [_stage_tree(stage) for stage in stages],
         "layers": [_layer_tree(layer) for layer in layers],
+        "pruning": [asdict(each) for each in pruning],
         "trials": [dict(trial) for trial in search.trials],
         "trial": search.chosen,
         "provenance": _provenance_tree(provenance),

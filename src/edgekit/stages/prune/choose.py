@@ -13,10 +13,11 @@ from edgekit.bench.layers import default_store, latency_model
 from edgekit.errors import UsageError
 from edgekit.inputs import Inputs
 from edgekit.recipe import Prune, Recipe
+from edgekit.report import PruningResult
 from edgekit.stages.prune.branches import Branch, branches
 from edgekit.stages.prune.costs import Cost, macs, milliseconds, shapes
 from edgekit.stages.prune.damage import Curve, measure
-from edgekit.stages.prune.groups import groups, matches
+from edgekit.stages.prune.groups import Group, groups, matches
 from edgekit.stages.prune.importance import importance
 from edgekit.stages.prune.plan import Plan, plan
 from edgekit.stages.prune.trace import Structure, keep_all, trace
@@ -35,11 +36,13 @@ class Chosen:
     Attributes:
         keep: bool per unit, then per branch, and True at the end.
         predicted: runtime to milliseconds of the INT8 layers, of the network before the first round and of this one.
+        results: what could go, and what went.
         notes: sentences for the report.
     """
 
     keep: np.ndarray
     predicted: Mapping[str, tuple[float, float]]
+    results: tuple[PruningResult, ...]
     notes: tuple[str, ...]
 
 
@@ -149,7 +152,40 @@ def choose(
         raise _too_narrow(settings)
     gone = [each for each, stays in zip(blocks, found.keep[structure.n_units : -1], strict=True) if not stays]
     predicted = {name: (whole[name], costs[name](found.keep)) for name in costs}
-    return Chosen(found.keep, predicted, _told(found, gone, structure, settings, ratio))
+    return Chosen(
+        found.keep,
+        predicted,
+        _results(among, blocks, curves, found.keep),
+        _told(found, gone, structure, settings, ratio),
+    )
+
+
+def _results(
+    among: Sequence[Group], blocks: Sequence[Branch], curves: Sequence[Curve], keep: np.ndarray
+) -> tuple[PruningResult, ...]:
+    widths = [*(group.width for group in among), *[1] * len(blocks)]
+    names = [*(_layer(group.name) for group in among), *map(_ends, blocks)]
+    return tuple(
+        PruningResult(
+            layer=name,
+            branch=i >= len(among),
+            before=len(curve.order) * width,
+            after=int(keep[curve.order].sum()) * width,
+            widths=tuple(n * width for n in curve.left),
+            damage=curve.damage,
+        )
+        for i, (name, width, curve) in enumerate(zip(names, widths, curves, strict=True))
+    )
+
+
+def _layer(weight: str) -> str:
+    return weight.removesuffix(".weight")
+
+
+def _ends(branch: Branch) -> str:
+    """The first and the last layer of a branch."""
+    layers = list(dict.fromkeys((branch.weights[0], branch.weights[-1]))) if branch.weights else [branch.name]
+    return " … ".join(map(_layer, layers))
 
 
 def _latencies(
@@ -202,13 +238,9 @@ def _told(
     chosen: Plan, gone: Sequence[Branch], structure: Structure, settings: Prune, ratio: float
 ) -> tuple[str, ...]:
     absent = {weight for each in gone for weight in each.weights}
-    narrower = [
-        f"{name.removesuffix('.weight')} {a} → {b}"
-        for name, a, b in chosen.widths
-        if a != b and name not in absent
-    ]
+    narrower = [f"{_layer(name)} {a} → {b}" for name, a, b in chosen.widths if a != b and name not in absent]
     notes = [", ".join(narrower)] if narrower else []
-    notes += [f"left out: {', '.join(w.removesuffix('.weight') for w in each.weights)}" for each in gone]
+    notes += [f"left out: {', '.join(_layer(w) for w in each.weights)}" for each in gone]
     if not chosen.reached:
         left = chosen.after / (chosen.wanted / (1 - ratio))
         notes.append(
@@ -220,6 +252,6 @@ def _told(
 
 
 def _refusals(structure: Structure) -> str:
-    shown = [f"{name.removesuffix('.weight')} ({why})" for name, why in structure.refused.items()]
+    shown = [f"{_layer(name)} ({why})" for name, why in structure.refused.items()]
     more = f" and {len(shown) - NAMED} more" if len(shown) > NAMED else ""
     return ", ".join(shown[:NAMED]) + more
