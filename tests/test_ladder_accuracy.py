@@ -108,6 +108,30 @@ def test_they_are_not_taken_where_they_are_slower_than_allowed(
     assert any(note.startswith(f"{WEIGHTS} took 1.50 times as long as float") for note in onnx["notes"])
 
 
+@pytest.mark.slow
+def test_they_are_not_taken_for_what_pruning_lost_before_any_grid(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 16, CLASSES)).eval()
+    x = np.random.default_rng(0).normal(size=(192, 1, 6, 6)).astype(np.float32)
+    with torch.no_grad():
+        y = network(torch.from_numpy(x)).argmax(1).numpy()
+    made = edgekit.compress(
+        network,
+        data={"x": x, "y": y},
+        out=tmp_path / "out",
+        preset="fast",
+        formats=["onnx"],
+        prune=0.7,
+        epochs=0,
+        allow_slower=True,
+    )
+
+    onnx = made.report["artifacts"]["onnx"]
+    assert onnx["drop"] > 0.05
+    assert onnx["lowering"] == STATIC
+    assert not any(WEIGHTS in note for note in onnx["notes"])
+
+
 def judged(drop: float, ratio: float | None, milliseconds: float = 1.0) -> Judged:
     """A file that loses so much and takes `ratio` times as long as its twin; None: it cannot be timed here."""
 

@@ -19,7 +19,7 @@ from edgekit.inputs import Inputs, tensors
 from edgekit.judge import Judged, assess, prove, time_files, why_not
 from edgekit.load import Candidate
 from edgekit.lower import SUFFIX
-from edgekit.recipe import Budget, Recipe
+from edgekit.recipe import Recipe
 from edgekit.report import StageResult
 from edgekit.shrink import Shrunk, shrink
 from edgekit.stages.qat.stage import train_settled
@@ -107,9 +107,9 @@ def attempt(task: Task, recipe: Recipe, *, islands: bool = True) -> Attempt:
                 settled, program, candidate.program, inputs, metric, recipe, work, step=clock.detail
             )
             notes.extend(settled.notes)
-    job = _Job(task, with_drop(recipe, metric), program, searched)
-    judged, failures = _climb(job, settled)
     lost = _lost(task, shrunk)
+    job = _Job(task, with_drop(recipe, metric), program, searched, lost)
+    judged, failures = _climb(job, settled)
     return Attempt(job.recipe, shrunk, settled, judged, tuple(failures), clock.results()[begun:], lost)
 
 
@@ -156,12 +156,24 @@ def _searched(recipe: Recipe, metric: Metric, *, islands: bool) -> Recipe:
 
 @dataclass(frozen=True)
 class _Job:
-    """What the rungs of the ladder have in common."""
+    """What the rungs of the ladder have in common; `lost` is what the network lost before any of them."""
 
     task: Task
     recipe: Recipe
     program: Program
     searched: Recipe
+    lost: float
+
+    def wants(self, rung: str, judged: Judged) -> bool:
+        """A rung is for what is slower than float.
+
+        The one without a grid for activations is also for what loses too much on the grid, but not before it.
+        """
+        budget = self.recipe.budget
+        if judged.slower and not budget.allow_slower:
+            return True
+        held = budget.max_drop is None or self.lost <= budget.max_drop
+        return rung == WEIGHTS and held and judged.lossy(budget)
 
 
 def _climb(job: _Job, settled: Settled) -> tuple[dict[str, Judged], list[LoweringError]]:
@@ -169,7 +181,7 @@ def _climb(job: _Job, settled: Settled) -> tuple[dict[str, Judged], list[Lowerin
     task = job.task
     judged, failures = _judge(job, settled, STATIC, job.recipe.formats)
     for rung in LADDER[1:]:
-        again = [name for name, j in judged.items() if _wants(rung, j, job.recipe.budget)]
+        again = [name for name, j in judged.items() if job.wants(rung, j)]
         if not again:
             continue
         with task.clock.stage("quantize"):
@@ -181,11 +193,6 @@ def _climb(job: _Job, settled: Settled) -> tuple[dict[str, Judged], list[Lowerin
         found, _ = _judge(job, settled, rung, again)
         judged |= {name: _better(judged[name], j, job) for name, j in found.items()}
     return {name: _told(j, j, job) if j.slower else j for name, j in judged.items()}, failures
-
-
-def _wants(rung: str, judged: Judged, budget: Budget) -> bool:
-    """A rung is for what is slower than float; the one without a grid for activations also for what loses too much."""
-    return (judged.slower and not budget.allow_slower) or (rung == WEIGHTS and judged.lossy(budget))
 
 
 def _judge(
