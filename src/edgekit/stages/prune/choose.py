@@ -16,7 +16,7 @@ from edgekit.recipe import Prune, Recipe
 from edgekit.report import PruningResult
 from edgekit.stages.prune.branches import Branch, branches
 from edgekit.stages.prune.costs import Cost, macs, milliseconds, shapes
-from edgekit.stages.prune.damage import Curve, measure
+from edgekit.stages.prune.damage import Curve, block_of, measure
 from edgekit.stages.prune.groups import Group, groups, matches
 from edgekit.stages.prune.importance import importance
 from edgekit.stages.prune.plan import Plan, plan
@@ -80,12 +80,14 @@ def rank(
         The damage of narrowing every group of `groups`, then of leaving out every one of `removable_branches`.
 
     Raises:
-        UsageError: nothing can be removed.
+        UsageError: nothing can be removed, or nothing is wide enough.
     """
     among = groups(structure, settings.keep)
     blocks = removable_branches(program, structure, settings)
     if not among and not blocks:
         raise _nothing_to_prune(structure, settings)
+    if not blocks and all(len(group.units) <= block_of(group, settings.multiple) for group in among):
+        raise _too_narrow(settings)
     step("ranking channels")
     scores = importance(program, structure, among, settings.importance, inputs.calibration(), seed=seed)
     return measure(
