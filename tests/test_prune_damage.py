@@ -26,6 +26,7 @@ from edgekit.stages.prune.damage import (
     divergence,
     from_arrays,
     measure,
+    spread,
     to_arrays,
 )
 from edgekit_converters.program import Program
@@ -82,14 +83,14 @@ def test_damage_is_the_divergence_of_the_network_that_was_really_cut() -> None:
             with torch.no_grad():
                 left = cut(program, structure, keep).graph(x)
             # The maximum over wider ones is taken, so a narrower one is never said to be better.
-            assert damage >= divergence(whole, left) / len(x) - 1e-9
+            assert damage >= divergence(whole, left, [1.0]) / len(x) - 1e-9
         assert curve.damage[0] == pytest.approx(max(curve.damage))
     narrow = measured(program, structure, x, multiple=2)[0]
     keep = np.ones(structure.n_units + 1, bool)
     keep[narrow.order[:2]] = False
     with torch.no_grad():
         left = cut(program, structure, keep).graph(x)
-    assert narrow.at(10) == pytest.approx(divergence(whole, left) / len(x), rel=1e-4)
+    assert narrow.at(10) == pytest.approx(divergence(whole, left, [1.0]) / len(x), rel=1e-4)
 
 
 def test_damage_of_a_branch_is_that_of_the_network_without_it() -> None:
@@ -98,7 +99,7 @@ def test_damage_of_a_branch_is_that_of_the_network_without_it() -> None:
     (branch,) = branches(program, structure)
     *_, curve = measured(program, structure, x)
     with torch.no_grad():
-        found = divergence(program.graph(x), without(program, [branch]).graph(x)) / len(x)
+        found = divergence(program.graph(x), without(program, [branch]).graph(x), [1.0]) / len(x)
     assert curve.order.tolist() == [structure.n_units]
     assert curve.at(0) == pytest.approx(found, rel=1e-5)
 
@@ -153,9 +154,9 @@ def test_large_answers_are_compared_for_fewer_samples(monkeypatch) -> None:
     monkeypatch.setattr("edgekit.stages.prune.damage.KEPT", 5 * 4)
     monkeypatch.setattr("edgekit.stages.prune.damage.AT_ONCE", 2 * 4)
 
-    def counted(whole, left) -> float:
+    def counted(whole, left, spreads) -> float:
         sizes.append(len(whole[0]))
-        return divergence(whole, left)
+        return divergence(whole, left, spreads)
 
     monkeypatch.setattr("edgekit.stages.prune.damage.divergence", counted)
     few = measured(program, structure, samples(16))
@@ -201,8 +202,8 @@ def test_a_network_that_breaks_without_some_units_is_damaged_most() -> None:
 
 def test_whole_numbers_are_compared_by_how_many_differ() -> None:
     a = torch.tensor([[1, 2], [3, 4]])
-    assert divergence([a], [a]) == 0.0
-    assert divergence([a], [torch.tensor([[1, 0], [0, 0]])]) == pytest.approx(1.5)
+    assert divergence([a], [a], [1.0]) == 0.0
+    assert divergence([a], [torch.tensor([[1, 0], [0, 0]])], [1.0]) == pytest.approx(1.5)
 
 
 LOGITS = arrays(np.float32, (3, 5), elements=st.floats(-30, 30, width=32))
@@ -212,13 +213,33 @@ LOGITS = arrays(np.float32, (3, 5), elements=st.floats(-30, 30, width=32))
 @given(LOGITS, LOGITS)
 def test_divergence_is_none_for_equal_answers_and_never_negative(a: np.ndarray, b: np.ndarray) -> None:
     p, q = torch.from_numpy(a), torch.from_numpy(b)
-    assert divergence([p], [p]) == pytest.approx(0.0, abs=1e-9)
-    assert divergence([p], [q]) >= -1e-9
+    assert divergence([p], [p], [1.0]) == pytest.approx(0.0, abs=1e-9)
+    assert divergence([p], [q], [1.0]) >= -1e-9
 
 
 def test_values_are_compared_in_units_of_their_spread() -> None:
     a = torch.linspace(-1, 1, 64).reshape(4, 16, 1)
-    assert divergence([a * 100], [a * 100 + 5]) == pytest.approx(divergence([a], [a + 0.05]), rel=1e-4)
+    far, near = (divergence([k * a], [k * a + k / 20], [spread(k * a)]) for k in (100, 1))
+    assert far == pytest.approx(near, rel=1e-4)
+
+
+def test_one_value_for_each_sample_is_compared_by_its_spread_over_all_of_them() -> None:
+    """A batch of one sample has no spread of its own."""
+    torch.manual_seed(0)
+    module = Net(lambda s, x: s.c(F.relu(s.a(x)).mean((2, 3))), a=conv(3, 8), c=nn.Linear(8, 1)).eval()
+    program, structure = traced(module)
+    together = measured(program, structure, samples(33), multiple=1)
+    alone = measured(replace(program, dynamic_batch=False), structure, samples(33), multiple=1)
+    for a, b in zip(together, alone, strict=True):
+        assert a.damage == pytest.approx(b.damage, rel=1e-4)
+        assert 0 < a.damage[0] < 1e3
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"), [([3.0, 3.0], 3.0), ([0.0, 0.0], 1.0), ([1.0, 3.0], 1.0), ([5.0], 5.0)]
+)
+def test_an_output_without_spread_is_measured_by_its_size(values: list[float], expected: float) -> None:
+    assert spread(torch.tensor(values)) == expected
 
 
 @pytest.mark.parametrize(

@@ -111,8 +111,21 @@ def test_ranking_changes_no_weight() -> None:
 def test_calibration_inputs_that_are_no_numbers_are_refused(value: str) -> None:
     program, structure = traced(small())
     batch = torch.full((2, 3, 8, 8), float(value))
-    with pytest.raises(UsageError, match="not finite") as caught:
+    with pytest.raises(UsageError, match="values that are not finite"):
         importance(program, structure, groups(structure), "hessian", [(batch,)], seed=0)
+
+
+def test_gradients_that_are_no_numbers_are_refused_with_the_way_out() -> None:
+    """At zero, the square root has a value and no gradient."""
+    torch.manual_seed(0)
+    parts = {"a": conv(3, 8), "b": conv(8, 6), "c": nn.Linear(6, 4)}
+    network = Net(lambda s, x: s.c(s.b(s.a(x)).mean((2, 3)).sqrt()), **parts).eval()
+    with torch.no_grad():
+        network.b.weight.zero_()
+        network.b.bias.zero_()
+    program, structure = traced(network)
+    with pytest.raises(UsageError, match="gradients") as caught:
+        scores(program, structure, "taylor")
     assert 'importance = "magnitude"' in str(caught.value)
 
 

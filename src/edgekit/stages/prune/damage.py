@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgekit.errors import UsageError
-from edgekit.evaluate import class_axis, has_classes
+from edgekit.evaluate import class_axis
 from edgekit.stages.prune.branches import Branch, gated
 from edgekit.stages.prune.costs import macs
 from edgekit.stages.prune.groups import Group
-from edgekit.stages.prune.importance import followers, weights_of
+from edgekit.stages.prune.importance import followers, not_finite, weights_of
 from edgekit.stages.prune.trace import Structure, keep_all
 from edgekit.stages.prune.units import Labels
 from edgekit_converters.program import Program
@@ -175,7 +174,10 @@ class _Left:
         self._axes = {key: units for key, units in followers(structure).items() if key[0] in self._weights}
         self._whole = [self._answers(batch) for batch in samples]
         if not all(bool(y.isfinite().all()) for ys in self._whole for y in ys if y.is_floating_point()):
-            raise not_a_number()
+            raise not_finite()
+        self._spreads = [
+            spread(torch.cat([y.flatten() for y in ys])) for ys in zip(*self._whole, strict=True)
+        ]
 
     def without(self, gone: Labels) -> float:
         """Mean divergence of a sample's answers without some units or branches."""
@@ -191,7 +193,7 @@ class _Left:
                     weight.index_fill_(axis, torch.from_numpy(positions), 0.0)
             try:
                 total = sum(
-                    divergence(whole, self._answers(batch))
+                    divergence(whole, self._answers(batch), self._spreads)
                     for whole, batch in zip(self._whole, self._samples, strict=True)
                 )
             finally:
@@ -207,7 +209,7 @@ class _Left:
             return tuple(self._graph(*batch))
 
 
-def divergence(whole: Sequence[Tensor], left: Sequence[Tensor]) -> float:
+def divergence(whole: Sequence[Tensor], left: Sequence[Tensor], spreads: Sequence[float]) -> float:
     """How far answers have moved, summed over samples and outputs.
 
     Kullback and Leibler's divergence for classes; half the squared distance in units of the spread for other values,
@@ -216,30 +218,25 @@ def divergence(whole: Sequence[Tensor], left: Sequence[Tensor]) -> float:
     Args:
         whole: outputs of the whole network.
         left: of the other one, of the same shapes.
+        spreads: of each output over all samples.
     """
     total = 0.0
-    for a, b in zip(whole, left, strict=True):
+    for a, b, unit in zip(whole, left, spreads, strict=True):
+        axis = class_axis(a.numpy())
         if not a.is_floating_point():
             total += float((a != b).double().mean()) * (len(a) if a.dim() else 1)
-            continue
-        value = a.numpy()
-        axis = class_axis(value) if has_classes(value) else None
-        if axis is None:
-            spread = a.double().std(correction=0).clamp_min(1e-6)
-            total += float((((a - b).double() / spread) ** 2).sum()) / 2
-            continue
-        p, q = (y.double().log_softmax(axis) for y in (a, b))
-        total += float((p.exp() * (p - q)).sum())
+        elif axis is None:
+            total += float((((a - b).double() / unit) ** 2).sum()) / 2
+        else:
+            p, q = (y.double().log_softmax(axis) for y in (a, b))
+            total += float((p.exp() * (p - q)).sum())
     return total
 
 
-def not_a_number() -> UsageError:
-    """Of answers that nothing can be measured by."""
-    return UsageError(
-        "--prune: the network gives values that are not finite for some of the calibration inputs",
-        expected="finite outputs for every calibration input",
-        way_out="Look for NaN or infinity in the inputs.",
-    )
+def spread(values: Tensor) -> float:
+    """Standard deviation of an output; its size where it is the same for all samples, or one where that is zero."""
+    values = values.double()
+    return float(values.std(correction=0)) or float(values.abs().mean()) or 1.0
 
 
 def to_arrays(curves: Sequence[Curve]) -> dict[str, np.ndarray]:

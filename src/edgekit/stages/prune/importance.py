@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from edgekit.errors import UsageError
-from edgekit.evaluate import class_axis, has_classes
+from edgekit.evaluate import class_axis
 from edgekit.stages.prune.groups import Group
 from edgekit.stages.prune.trace import Structure
 from edgekit.stages.prune.units import FIXED, Labels
@@ -60,11 +60,20 @@ def importance(
     return _fisher(program, structure, batches, seed, whole=method == "taylor")
 
 
+def not_finite() -> UsageError:
+    """Of answers that nothing can be ranked or measured by."""
+    return UsageError(
+        "--prune: the network gives values that are not finite for some of the calibration inputs",
+        expected="finite outputs for every calibration input",
+        way_out="Look for NaN or infinity in the inputs and in the weights.",
+    )
+
+
 def _not_a_number() -> UsageError:
     return UsageError(
-        "--prune: ranking channels on the calibration inputs gave values that are not finite",
-        expected="finite outputs for every calibration input",
-        way_out='Look for NaN or infinity in the inputs, or set importance = "magnitude" in [prune] of the recipe.',
+        "--prune: the gradients of the network are not finite for some of the calibration inputs",
+        expected="finite gradients, to rank channels by",
+        way_out='Set importance = "magnitude" in [prune] of the recipe.',
     )
 
 
@@ -152,14 +161,13 @@ def _drawn_loss(outputs: Sequence[Tensor], random: torch.Generator) -> Tensor:
     The noise of a regression is in units of the spread of its output.
     """
     if not all(bool(y.isfinite().all()) for y in outputs):
-        raise _not_a_number()
+        raise not_finite()
     terms = list(_terms(outputs, random))
     if not terms:
         raise UsageError(
             "--prune: the network gives whole numbers only, which channels cannot be ranked by",
             expected="an output of real numbers, such as logits",
-            way_out='Set importance = "magnitude" and blocks = false in [prune] of the recipe, or load the network '
-            "without its last step.",
+            way_out='Set importance = "magnitude" in [prune] of the recipe, or load the network without its last step.',
         )
     return torch.stack(terms).sum()
 
@@ -168,8 +176,7 @@ def _terms(outputs: Sequence[Tensor], random: torch.Generator) -> Iterator[Tenso
     for y in outputs:
         if not y.is_floating_point():
             continue
-        value = y.detach().numpy()
-        axis = class_axis(value) if has_classes(value) else None
+        axis = class_axis(y.detach().numpy())
         if axis is None:
             noise = torch.randn(y.shape, generator=random)
             yield (y * noise).sum() / y.detach().std(correction=0).clamp_min(1e-6)

@@ -21,6 +21,7 @@ from edgekit.stages.qat.module import on_grid, to_quantized
 from edgekit.stages.quantize.rules import aten
 from edgekit.stages.train.course import Course, course_for
 from edgekit.stages.train.fit import Epoch, Objective
+from edgekit.stages.train.judging import Comparison
 from edgekit.stages.train.lessons import loss_of
 from edgekit.stages.train.schedule import ADAMW, Schedule
 from edgekit_converters.parity import run_reference
@@ -41,7 +42,7 @@ class QatResult:
     """What training on the grid came to.
 
     Attributes:
-        program: the trained one, or that which was given where training did not improve it.
+        program: the trained one, or that which was given where training did not improve it beyond chance.
         before: the metric of the program that was given.
         after: the metric of `program`.
         history: one entry per epoch; the first is the program that was given.
@@ -114,12 +115,11 @@ def qat(
     step("judging the integers")
     ties = _few(inputs.calibration()) if settings.learned_steps else []
     trained = to_quantized(module, calibrated, ties=ties)
-    before, after = (course.value(partial(run_reference, p)) for p in (calibrated, trained))
-    improved = metric.drop(before, after) < 0
-    notes = (*course.notes, _summary(metric, fitted.history, before, after, improved=improved))
-    if not improved:
-        return QatResult(calibrated, before, before, fitted.history, notes)
-    return QatResult(trained, before, after, fitted.history, notes)
+    found = course.compare(partial(run_reference, calibrated), partial(run_reference, trained))
+    notes = (*course.notes, _summary(metric, fitted.history, found))
+    if not found.better:
+        return QatResult(calibrated, found.before, found.before, fitted.history, notes)
+    return QatResult(trained, found.before, found.after, fitted.history, notes)
 
 
 def _schedule(train: Train, settings: Qat, program: Program, *, seed: int, device: str) -> Schedule:
@@ -162,9 +162,16 @@ def _few(batches: Any) -> list[Batch]:
     return list(itertools.islice(rows, TIE_SAMPLES))
 
 
-def _summary(metric: Metric, history: Sequence[Epoch], before: float, after: float, *, improved: bool) -> str:
+def _summary(metric: Metric, history: Sequence[Epoch], found: Comparison) -> str:
     told = (
-        f"trained on the grid for {len(history) - 1} epochs, batch norms folded: {metric.name} {before:.4f} "
-        f"before, {after:.4f} after"
+        f"trained on the grid for {len(history) - 1} epochs, batch norms folded: {metric.name} {found.before:.4f} "
+        f"before, {found.after:.4f} after"
     )
-    return told if improved else f"{told}; the calibrated program is kept"
+    if found.better:
+        return told
+    why = (
+        f", as the difference may be chance (its standard error is {found.error:.2g})"
+        if found.drop < 0
+        else ""
+    )
+    return f"{told}; the calibrated program is kept{why}"

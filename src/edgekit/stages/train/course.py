@@ -15,7 +15,7 @@ from edgekit.recipe import Train
 from edgekit.stages.train.augment import Augment, augmentation
 from edgekit.stages.train.device import device_for
 from edgekit.stages.train.fit import Fitted, Objective, fit
-from edgekit.stages.train.judging import Judged, Run, judge, judged_batches
+from edgekit.stages.train.judging import Comparison, Judged, Run, compare, judge, judged_batches
 from edgekit.stages.train.lessons import SAMPLES, lessons, runner
 from edgekit.stages.train.losses import Reading
 from edgekit.stages.train.readings import readings_of
@@ -52,9 +52,9 @@ class Course:
     _judged: Sequence[Judged]
     _size: int
 
-    def value(self, run: Run) -> float:
-        """The metric of a network that maps arrays to arrays."""
-        return judge(self._judged, run, self.metric)
+    def compare(self, before: Run, after: Run) -> Comparison:
+        """Judge two networks that map arrays to arrays."""
+        return compare(self._judged, before, after, self.metric)
 
     def fit(
         self,
@@ -86,7 +86,8 @@ class Course:
                 module.to(memory_format=torch.channels_last)
 
         def judged(module: nn.Module) -> float:
-            return self.value(runner(lambda *x: outputs(module, *x), self.device, self._size))
+            run = runner(lambda *x: outputs(module, *x), self.device, self._size)
+            return judge(self._judged, run, self.metric)
 
         return fit(
             network,
