@@ -1,4 +1,4 @@
-"""Where activations cannot be put on a grid, int8 weights alone hold the budget, in every format."""
+"""Where no fixed grid holds the activations: grids found at run time, else int8 weights alone, in every format."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ import edgekit
 from edgekit import judge
 from edgekit.bench import LatencyStats
 from edgekit.bundle import Bundle
+from edgekit.errors import UsageError
 from edgekit.judge import Judged, Quality
 from edgekit.recipe import Budget
-from edgekit.stages.quantize.choose import STATIC, WEIGHTS
+from edgekit.stages.quantize.choose import DYNAMIC, STATIC, WEIGHTS
+from edgekit.verify import verify_bundle
 from edgekit_converters.parity import Proof
 
 WIDTH, TOKENS, BLOCKS, CLASSES = 8, 4, 5, 4
@@ -86,11 +88,99 @@ def test_weights_alone_are_taken_in_every_format_where_static_int8_loses_too_muc
     assert {a.golden for a in made.manifest.artifacts} == {"golden-weights.npz"}
 
 
+class Homogeneous(nn.Module):
+    """Layers without biases: an input a thousand times as large gives the same answer, on another scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(
+            nn.Linear(a, b, bias=False) for a, b in ((16, 32), (32, 32), (32, CLASSES))
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second, last = self.layers
+        return last(F.relu(second(F.relu(first(x)))))
+
+
+def loud_and_quiet() -> dict[str, np.ndarray]:
+    """Inputs over five orders of magnitude, and what the float network says to them."""
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(192, 16)) * 10.0 ** rng.uniform(-3, 2, size=(192, 1))).astype(np.float32)
+    with torch.no_grad():
+        return {"x": x, "y": Homogeneous().eval()(torch.from_numpy(x)).argmax(1).numpy()}
+
+
+def homogeneous(out: Path, activations: str, formats: list[str], **options: object) -> Bundle:
+    recipe = out.with_suffix(".toml")
+    recipe.write_text(f'[quantize]\nactivations = "{activations}"\n', encoding="utf-8")
+    options = {"data": loud_and_quiet(), "preset": "fast", "formats": formats, "recipe": recipe, **options}
+    return edgekit.compress(Homogeneous().eval(), out=out, allow_slower=True, **options)
+
+
+@pytest.mark.slow
+def test_activations_are_quantized_at_run_time_where_no_fixed_grid_holds_them(tmp_path: Path) -> None:
+    made = homogeneous(tmp_path / "out", "auto", ["onnx", "tflite", "coreml"], max_drop=0.05)
+
+    assert made.report["accepted"], made.report["reasons"]
+    found = made.report["artifacts"]
+    assert {n: a["lowering"] for n, a in found.items()} == {
+        "onnx": DYNAMIC,
+        "tflite": DYNAMIC,
+        "coreml": WEIGHTS,
+    }
+    for artifact in found.values():
+        assert artifact["proof"]["holds"]
+        assert any(note.startswith(f"{STATIC} loses ") for note in artifact["notes"])
+    assert {a.format: a.golden for a in made.manifest.artifacts} == {
+        "onnx": "golden-dynamic-onnx.npz",
+        "tflite": "golden-dynamic-tflite.npz",
+        "coreml": "golden-weights.npz",
+    }
+    assert made.manifest.inputs[0].shape == (-1, 16)
+    verified = verify_bundle(tmp_path / "out")
+    assert verified.holds, verified.failures
+    # Writing a bundle over one with these files is not taken for somebody else's folder.
+    again = homogeneous(tmp_path / "out", "static", ["onnx"])
+    assert again.report["artifacts"]["onnx"]["lowering"] == STATIC
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("activations", "lowered"), [("static", STATIC), ("dynamic", DYNAMIC), ("float", WEIGHTS)]
+)
+def test_a_recipe_says_what_becomes_of_activations(tmp_path: Path, activations: str, lowered: str) -> None:
+    made = homogeneous(tmp_path / "out", activations, ["onnx"])
+
+    onnx = made.report["artifacts"]["onnx"]
+    assert onnx["lowering"] == lowered
+    assert onnx["proof"]["holds"]
+    assert all(note.startswith(lowered) for note in onnx["notes"])
+
+
+@pytest.mark.slow
+def test_dynamic_activations_need_a_linear_layer(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()).eval()
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[quantize]\nactivations = "dynamic"\n', encoding="utf-8")
+
+    with pytest.raises(UsageError, match="has no linear layer"):
+        edgekit.compress(
+            network,
+            data={"x": np.random.default_rng(0).normal(size=(64, 1, 6, 6)).astype(np.float32)},
+            out=tmp_path / "out",
+            preset="fast",
+            formats=["onnx"],
+            recipe=recipe,
+        )
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_they_are_not_taken_where_they_are_slower_than_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lowered = iter([0.8, 1.5])
+    lowered = iter([0.8, 1.2, 1.5])
 
     def sampled(runners: Mapping[str, object], *, max_seconds: float) -> dict[str, np.ndarray]:
         assert max_seconds > 0
@@ -106,6 +196,7 @@ def test_they_are_not_taken_where_they_are_slower_than_allowed(
     assert not made.report["accepted"]
     assert any("top1 fell by" in reason for reason in made.report["reasons"])
     assert any(note.startswith(f"{WEIGHTS} took 1.50 times as long as float") for note in onnx["notes"])
+    assert any(note.startswith(f"{DYNAMIC} loses ") for note in onnx["notes"])
 
 
 @pytest.mark.slow

@@ -10,11 +10,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.fx import Interpreter, Node
 
 from edgekit_converters.predict import Array, Predict
 from edgekit_converters.program import QuantizedProgram
-from edgekit_converters.reference import Reference
+from edgekit_converters.reference import Disturb, Reference
 
 # A file is the same grid when no output is further than this from the reference.
 MAX_STEPS: Final = 2.0
@@ -74,9 +73,14 @@ def output_steps(program: QuantizedProgram, reference: Sequence[Array]) -> tuple
     )
 
 
-def run_reference(program: QuantizedProgram, inputs: Sequence[Array]) -> tuple[Array, ...]:
-    """The quantized reference in torch, `[n, ...]` per output; in batches where the program allows them."""
-    return _run(program, inputs, Reference(program))
+def run_reference(
+    program: QuantizedProgram, inputs: Sequence[Array], format: str | None = None
+) -> tuple[Array, ...]:
+    """The quantized reference in torch, `[n, ...]` per output; in batches where the program allows them.
+
+    `format` matters only to a program that quantizes at run time, see `Reference`.
+    """
+    return _run(program, inputs, Reference(program, format))
 
 
 def measure(
@@ -120,7 +124,12 @@ def distances(
 
 
 def tie_bound(
-    program: QuantizedProgram, inputs: Sequence[Array], reference: Sequence[Array], *, seed: int = 0
+    program: QuantizedProgram,
+    inputs: Sequence[Array],
+    reference: Sequence[Array],
+    format: str | None = None,
+    *,
+    seed: int = 0,
 ) -> Bound:
     """What rounding ties alone may do to the outputs of this network.
 
@@ -131,26 +140,20 @@ def tie_bound(
     steps = output_steps(program, reference)
     worst, tail = 0.0, 0.0
     for repeat in range(2):
-        dithered = _run(program, inputs, _Dither(program, seed + repeat).run)
+        dithered = _run(program, inputs, Reference(program, format, disturb=_dither(seed + repeat)))
         d = np.concatenate([x.reshape(-1) for x in distances(dithered, reference, steps)])
         worst, tail = max(worst, float(d.max())), max(tail, p999(d))
     return Bound(max(MAX_STEPS, math.ceil(1.5 * worst)), max(P999_STEPS, math.ceil(1.5 * tail)))
 
 
-class _Dither(Interpreter):  # type: ignore[misc]
-    """Runs a quantized graph with noise of a fraction of a step before every activation is rounded."""
+def _dither(seed: int) -> Disturb:
+    """Noise of a fraction of a step."""
+    generator = torch.Generator().manual_seed(seed)
 
-    def __init__(self, program: QuantizedProgram, seed: int) -> None:
-        super().__init__(program.program.graph)
-        self.generator = torch.Generator().manual_seed(seed)
+    def disturb(x: torch.Tensor) -> torch.Tensor:
+        return x + (torch.rand(x.shape, generator=generator) * 2 - 1) * TIE_SHARE
 
-    def run_node(self, n: Node) -> Any:
-        if n.target is not torch.ops.quantized_decomposed.quantize_per_tensor.default:
-            return super().run_node(n)
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        x, scale = args[0], float(args[1])
-        noise = (torch.rand(x.shape, generator=self.generator) * 2 - 1) * (TIE_SHARE * scale)
-        return n.target(x + noise, *args[1:], **kwargs)
+    return disturb
 
 
 def _run(program: QuantizedProgram, inputs: Sequence[Array], call: Any) -> tuple[Array, ...]:

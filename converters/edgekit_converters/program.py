@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 from torch.fx import GraphModule
@@ -68,6 +69,8 @@ class QuantizedProgram:
         output_grids: one per output, None where the output stays float.
         kept_float: node name to the reason, for every op that could be on the grid and is not.
         weight_bits: 8, or 7 for targets whose integer kernels saturate.
+        dynamic: linear layers whose weight is on the grid quantize their float input at each call, over what
+            `DYNAMIC_RANGES` says of the format; formats that are not in it compute them in float.
     """
 
     program: Program
@@ -75,3 +78,8 @@ class QuantizedProgram:
     output_grids: tuple[Grid | None, ...]
     kept_float: dict[str, str] = field(default_factory=dict)
     weight_bits: int = 8
+    dynamic: bool = False
+
+
+DYNAMIC_RANGES: Final = {"onnx": "tensor", "tflite": "row"}
+"""Format to what one range is taken of at run time, by the kernels of its runtime: all of an input, or each row."""

@@ -3,17 +3,21 @@
 Integer kernels accumulate int8 products in int32 and multiply the sum once, in float32, by `s_in * s_w / s_out`
 before they round. The same order of operations here gives the same integers, bit for bit; a float convolution of
 dequantized values would put every value that lies close to a rounding tie on a side of its own.
+
+Linear layers that quantize their input at run time take the range of what they are given, zero included, in 255 steps
+(ONNX `DynamicQuantizeLinear`, XNNPACK's qd8); their output is float.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
-from edgekit_converters.program import QuantizedProgram
+from edgekit_converters.program import DYNAMIC_RANGES, QuantizedProgram
 
 aten = torch.ops.aten
 qd = torch.ops.quantized_decomposed
@@ -22,6 +26,10 @@ INTEGER_OPS: Final = frozenset(
     {aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding, aten.linear.default}
 )
 CHANNEL_AXIS: Final = 1
+# Steps of a range that is found at run time.
+STEPS: Final = 255
+
+Disturb = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Reference:
@@ -29,16 +37,44 @@ class Reference:
 
     Args:
         program: on the grid; its graph is not changed.
+        format: whose kernels; what is quantized at run time depends on it. None computes that in float.
+        disturb: given activations in steps of their grid right before they are rounded; returns what is rounded.
     """
 
-    def __init__(self, program: QuantizedProgram) -> None:
+    def __init__(
+        self, program: QuantizedProgram, format: str | None = None, *, disturb: Disturb | None = None
+    ) -> None:
         self._graph = program.program.graph
-        self._plan = {n: p for n in self._graph.graph.nodes if (p := _plan(self._graph, n)) is not None}
+        nodes = self._graph.graph.nodes
+        self._plan = {n: p for n in nodes if (p := _plan(self._graph, n)) is not None}
+        self._range = DYNAMIC_RANGES.get(format or "") if program.dynamic else None
+        self._dynamic = {n: _Dynamic(self._graph, n) for n in nodes if self._range and is_dynamic(n)}
+        self._disturb = disturb or _as_it_is
 
     def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Outputs for one batch, in the order of the program."""
         with torch.no_grad():
-            return tuple(_Run(self._graph, self._plan).run(*inputs))
+            run = _Run(
+                self._graph, self._plan, self._dynamic, by_row=self._range == "row", disturb=self._disturb
+            )
+            return tuple(run.run(*inputs))
+
+
+def is_dynamic(node: Node) -> bool:
+    """A linear layer that a dynamic program quantizes the input of: its weight is on the grid, its input is float."""
+    if node.op != "call_function" or node.target is not aten.linear.default:
+        return False
+    x, w = node.args[0], node.args[1]
+    return (
+        isinstance(x, Node)
+        and isinstance(w, Node)
+        and x.target is not qd.dequantize_per_tensor.default
+        and w.target is qd.dequantize_per_channel.default
+    )
+
+
+def _as_it_is(x: torch.Tensor) -> torch.Tensor:
+    return x
 
 
 class _Integer:
@@ -59,17 +95,37 @@ class _Integer:
         )
 
 
+class _Dynamic:
+    """Constants of one linear layer whose input is quantized at run time: weights as integers, their scales, bias."""
+
+    def __init__(self, graph: GraphModule, node: Node) -> None:
+        w = node.args[1]
+        assert isinstance(w, Node)
+        self.weight = _constant(graph, w.args[0]).to(torch.float32)
+        self.scales = _constant(graph, w.args[1]).to(torch.float32)
+
+
 class _Run(Interpreter):  # type: ignore[misc]
     """One pass; the sums of integer layers wait for the quantize op that reads them."""
 
-    def __init__(self, graph: GraphModule, plan: dict[Node, _Integer]) -> None:
+    def __init__(
+        self,
+        graph: GraphModule,
+        plan: Mapping[Node, _Integer],
+        dynamic: Mapping[Node, _Dynamic],
+        *,
+        by_row: bool,
+        disturb: Disturb,
+    ) -> None:
         super().__init__(graph)
-        self.plan = plan
+        self.plan, self.dynamic, self.by_row, self.disturb = plan, dynamic, by_row, disturb
 
     def run_node(self, n: Node) -> Any:
         layer = self.plan.get(n)
         if layer is not None:
             return self._sum(n, layer)
+        if n in self.dynamic:
+            return self._linear(n, self.dynamic[n])
         source = n.args[0] if n.args else None
         if n.target is qd.quantize_per_tensor.default and isinstance(source, Node):
             return self._requantize(n, source) if source in self.plan else self._quantize(n)
@@ -79,7 +135,22 @@ class _Run(Interpreter):  # type: ignore[misc]
         """The nearest integer to `x / scale`; torch's own op multiplies by a rounded reciprocal instead."""
         (x, scale, zero_point, low, high, *_), _ = self.fetch_args_kwargs_from_env(node)
         divisor = torch.tensor(float(scale), dtype=torch.float32)
-        return torch.clamp(torch.round(x / divisor) + zero_point, low, high).to(torch.int8)
+        steps = torch.round(self.disturb(x / divisor))
+        return torch.clamp(steps + zero_point, low, high).to(torch.int8)
+
+    def _linear(self, node: Node, layer: _Dynamic) -> torch.Tensor:
+        """Sums of integers times both scales, then the bias; a row of zeros has the scale 1."""
+        (x, _, *rest), kwargs = self.fetch_args_kwargs_from_env(node)
+        bias = rest[0] if rest else kwargs.get("bias")
+        low, high = (
+            (x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)) if self.by_row else (x.min(), x.max())
+        )
+        low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+        scale = torch.where(high > low, (high - low) / STEPS, 1.0)
+        zero_point = torch.round((-low / scale).clamp(0, STEPS))
+        integers = torch.clamp(torch.round(self.disturb(x / scale)) + zero_point, 0, STEPS) - zero_point
+        real = node.target(integers, layer.weight) * (scale * layer.scales)
+        return real if bias is None else real + bias
 
     def _sum(self, node: Node, layer: _Integer) -> torch.Tensor:
         """int32 sums as float32; |sum| < 2^24 is exact, beyond it int32 → float32 rounds as the kernels do."""
@@ -95,7 +166,8 @@ class _Run(Interpreter):  # type: ignore[misc]
         factor = self.plan[source].scale / torch.tensor(float(scale), dtype=torch.float32)
         if source.target is not aten.linear.default:
             factor = factor.reshape(-1, *[1] * (sums.dim() - 1 - CHANNEL_AXIS))
-        return torch.clamp(torch.round(sums * factor) + zero_point, low, high).to(torch.int8)
+        steps = torch.round(self.disturb(sums * factor))
+        return torch.clamp(steps + zero_point, low, high).to(torch.int8)
 
 
 def _plan(graph: GraphModule, node: Node) -> _Integer | None:

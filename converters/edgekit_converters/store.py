@@ -38,6 +38,7 @@ def save_program(program: Program | QuantizedProgram, path: Path) -> None:
             "outputs": [asdict(g) if g else None for g in program.output_grids],
             "kept_float": program.kept_float,
             "weight_bits": program.weight_bits,
+            "dynamic": program.dynamic,
         }
     # torch's own writer ends the process when the disk is full; Python's raises.
     buffer = io.BytesIO()
@@ -78,6 +79,7 @@ def load_program(path: Path) -> Program | QuantizedProgram:
         output_grids=tuple(_grid(g) for g in grid["outputs"]),
         kept_float=grid["kept_float"],
         weight_bits=grid["weight_bits"],
+        dynamic=grid["dynamic"],
     )
 
 

@@ -34,7 +34,7 @@ from edgekit.report import (
     render_html,
 )
 from edgekit.report.numbers import milliseconds
-from edgekit.stages.quantize.choose import ISLANDS, STATIC, WEIGHTS
+from edgekit.stages.quantize.choose import DYNAMIC, ISLANDS, STATIC, WEIGHTS
 from edgekit.trials import Found
 from edgekit.versions import versions
 from edgekit_converters.onnx import opset_of
@@ -42,7 +42,13 @@ from edgekit_converters.parity import output_steps, run_reference
 from edgekit_converters.program import QuantizedProgram
 from edgekit_runtime import contract
 
-GOLDEN_FILES: Final = {STATIC: "golden.npz", ISLANDS: "golden-islands.npz", WEIGHTS: "golden-weights.npz"}
+# Kernels that quantize at run time do it by format.
+GOLDEN_FILES: Final = {
+    STATIC: "golden.npz",
+    ISLANDS: "golden-islands.npz",
+    DYNAMIC: "golden-dynamic-{format}.npz",
+    WEIGHTS: "golden-weights.npz",
+}
 GOLDEN_SAMPLES: Final = 32
 # The golden inputs travel to every device.
 GOLDEN_BYTES: Final = 4_000_000
@@ -97,10 +103,10 @@ def write_bundle(
     with assemble(out) as folder:
         for j in judged.values():
             _copy(j.saved.path, folder / j.saved.path.name)
-        write_manifest(folder, _manifest(name, recipe, judged, inputs, provenance))
-        for variant in {j.variant.name: j.variant for j in judged.values()}.values():
-            allowed = max(j.proof.max_allowed for j in judged.values() if j.variant is variant)
-            write_golden(folder, _golden(variant.program, inputs, allowed), GOLDEN_FILES[variant.name])
+        write_manifest(folder, _manifest(name, made, inputs, provenance))
+        for file, j in {_golden_file(j): j for j in judged.values()}.items():
+            allowed = max(other.proof.max_allowed for other in judged.values() if _golden_file(other) == file)
+            write_golden(folder, _golden(j.variant.program, j.saved.format, inputs, allowed), file)
         write_report(folder, report, render_html(report))
     return Bundle.open(out)
 
@@ -125,8 +131,12 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _golden(program: QuantizedProgram, inputs: Inputs, allowed: float) -> Golden:
-    reference = run_reference(program, inputs.proof)
+def _golden_file(judged: Judged) -> str:
+    return GOLDEN_FILES[judged.variant.name].format(format=judged.saved.format)
+
+
+def _golden(program: QuantizedProgram, format: str, inputs: Inputs, allowed: float) -> Golden:
+    reference = run_reference(program, inputs.proof, format)
     sample_bytes = sum(a[:1].nbytes for a in (*inputs.proof, *reference))
     n = max(2, min(GOLDEN_SAMPLES, GOLDEN_BYTES // sample_bytes))
     return Golden(
@@ -137,10 +147,8 @@ def _golden(program: QuantizedProgram, inputs: Inputs, allowed: float) -> Golden
     )
 
 
-def _manifest(
-    name: str, recipe: Recipe, judged: Mapping[str, Judged], inputs: Inputs, provenance: Provenance
-) -> contract.Manifest:
-    source = next(iter(judged.values())).variant.program.program
+def _manifest(name: str, made: Attempt, inputs: Inputs, provenance: Provenance) -> contract.Manifest:
+    recipe, judged, source = made.recipe, made.judged, made.shrunk.program
     specs = [
         tuple(
             contract.TensorSpec(
@@ -186,7 +194,7 @@ def _artifact(judged: Judged, recipe: Recipe) -> contract.Artifact:
         input_grids=grids[0],
         output_grids=grids[1],
         input_layout=saved.layout,
-        golden=GOLDEN_FILES[judged.variant.name],
+        golden=_golden_file(judged),
     )
 
 

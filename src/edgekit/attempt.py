@@ -23,11 +23,20 @@ from edgekit.recipe import Recipe
 from edgekit.report import StageResult
 from edgekit.shrink import Shrunk, shrink
 from edgekit.stages.qat.stage import train_settled
-from edgekit.stages.quantize.choose import LADDER, STATIC, WEIGHTS, Settled, settle, settle_rung
+from edgekit.stages.quantize.choose import (
+    DYNAMIC,
+    ISLANDS,
+    LADDER,
+    STATIC,
+    WEIGHTS,
+    Settled,
+    settle,
+    settle_rung,
+)
 from edgekit.versions import versions
 from edgekit.workdir import WorkDir, stage_key
 from edgekit_converters.cleanup import clean
-from edgekit_converters.program import Program
+from edgekit_converters.program import DYNAMIC_RANGES, Program
 
 TIMING_SECONDS: Final = 10.0
 
@@ -167,31 +176,49 @@ class _Job:
     def wants(self, rung: str, judged: Judged) -> bool:
         """A rung is for what is slower than float.
 
-        The one without a grid for activations is also for what loses too much on the grid, but not before it.
+        Those without a grid for activations are also for what loses too much on the grid, but not before it.
         """
+        if rung not in _ladder(self.recipe.quantize.activations, judged.saved.format):
+            return False
         budget = self.recipe.budget
         if judged.slower and not budget.allow_slower:
             return True
         held = budget.max_drop is None or self.lost <= budget.max_drop
-        return rung == WEIGHTS and held and judged.lossy(budget)
+        return rung in {DYNAMIC, WEIGHTS} and held and judged.lossy(budget)
+
+
+def _ladder(activations: str, format: str) -> tuple[str, ...]:
+    """Rungs for what the recipe says of activations, the first for every file; a format may lack kernels for one."""
+    found = format in DYNAMIC_RANGES
+    rungs = {
+        "auto": (STATIC, ISLANDS, DYNAMIC, WEIGHTS) if found else (STATIC, ISLANDS, WEIGHTS),
+        "static": (STATIC, ISLANDS),
+        "dynamic": (DYNAMIC,) if found else (WEIGHTS,),
+        "float": (WEIGHTS,),
+    }
+    return rungs[activations]
 
 
 def _climb(job: _Job, settled: Settled) -> tuple[dict[str, Judged], list[LoweringError]]:
     """Lower to every format, and what is slower than float or loses too much again, by the next rung of the ladder."""
-    task = job.task
-    judged, failures = _judge(job, settled, STATIC, job.recipe.formats)
-    for rung in LADDER[1:]:
+    task, activations = job.task, job.recipe.quantize.activations
+    judged: dict[str, Judged] = {}
+    failures: list[LoweringError] = []
+    for rung in LADDER:
+        first = [name for name in job.recipe.formats if _ladder(activations, name)[0] == rung]
         again = [name for name, j in judged.items() if job.wants(rung, j)]
-        if not again:
+        if not (first or again):
             continue
-        with task.clock.stage("quantize"):
-            settled = settle_rung(
-                rung, settled, job.program, task.inputs, job.searched, task.work, step=task.clock.detail
-            )
+        if rung != STATIC:
+            with task.clock.stage("quantize"):
+                settled = settle_rung(
+                    rung, settled, job.program, task.inputs, job.searched, task.work, step=task.clock.detail
+                )
         if rung not in settled.variants:
             continue
-        found, _ = _judge(job, settled, rung, again)
-        judged |= {name: _better(judged[name], j, job) for name, j in found.items()}
+        found, refused = _judge(job, settled, rung, [*first, *again])
+        failures += [error for error in refused if error.format in first]
+        judged |= {name: _better(judged[name], j, job) if name in judged else j for name, j in found.items()}
     return {name: _told(j, j, job) if j.slower else j for name, j in judged.items()}, failures
 
 
@@ -238,8 +265,10 @@ def _timed(files: Mapping[str, Path], work: WorkDir) -> dict[str, LatencyStats]:
 
 
 def _better(before: Judged, after: Judged, job: _Job) -> Judged:
-    """The better of two lowerings of one format, with a note of the other."""
-    best, other = (after, before) if after.better_than(before, job.recipe.budget) else (before, after)
+    """The better of two lowerings of one format, with a note of the other; one that is not proven is no better."""
+    proven = after.proof.holds or not before.proof.holds
+    better = proven and after.better_than(before, job.recipe.budget)
+    best, other = (after, before) if better else (before, after)
     return _told(replace(best, notes=before.notes), other, job)
 
 

@@ -34,7 +34,9 @@ __all__ = [
 ]
 
 MANIFEST, GOLDEN, REPORT, REPORT_HTML = "manifest.json", "golden.npz", "report.json", "report.html"
-_OWN_FILES = frozenset({MANIFEST, GOLDEN, "golden-islands.npz", "golden-weights.npz", REPORT, REPORT_HTML})
+# Golden vectors of files that are not lowered from the grid that `GOLDEN` is of.
+_MORE_GOLDEN = ("islands", "dynamic-onnx", "dynamic-tflite", "weights")
+_OWN_FILES = frozenset({MANIFEST, GOLDEN, *(f"golden-{of}.npz" for of in _MORE_GOLDEN), REPORT, REPORT_HTML})
 _REWRITE = "Copy the bundle again, or write it anew with `edgekit compress`."
 
 

@@ -121,20 +121,26 @@ def prove(
 ) -> dict[str, Proof]:
     """Run every saved file in its own runtime against the quantized reference.
 
-    A file outside the ordinary bound is held against what rounding ties do to this very network, once.
+    A file outside the ordinary bound is held against what rounding ties do to this very network, once. What is
+    quantized at run time is held against the reference of the kernels that do it.
     """
-    reference = run_reference(program, proof_inputs)
-    steps = output_steps(program, reference)
+    of_kernels: dict[str | None, tuple[tuple[Array, ...], tuple[float, ...]]] = {}
+    ties: dict[str | None, Bound] = {}
     proofs: dict[str, Proof] = {}
-    ties: Bound | None = None
     for name, model in saved.items():
+        kernels = name if program.dynamic else None
+        if kernels not in of_kernels:
+            outputs = run_reference(program, proof_inputs, kernels)
+            of_kernels[kernels] = outputs, output_steps(program, outputs)
+        reference, steps = of_kernels[kernels]
         n = COREML_PROVEN if name == "coreml" else len(proof_inputs[0])
         inputs, expected = [x[:n] for x in proof_inputs], [_of_first(n, y, proof_inputs) for y in reference]
         predict = open_saved(model)
         proof = measure(name, predict, inputs, expected, steps, Bound())
         if not proof.holds:
-            ties = ties or tie_bound(program, proof_inputs, reference)
-            proof = measure(name, predict, inputs, expected, steps, ties)
+            if kernels not in ties:
+                ties[kernels] = tie_bound(program, proof_inputs, reference, kernels)
+            proof = measure(name, predict, inputs, expected, steps, ties[kernels])
         proofs[name] = proof
     return proofs
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 
 from edgekit_converters.errors import LoweringError
+from edgekit_converters.onnx.dynamic import dynamic_linears
 from edgekit_converters.onnx.names import free_end_names
 from edgekit_converters.onnx.rewrites import REWRITES
 from edgekit_converters.program import Program, QuantizedProgram
@@ -29,8 +30,9 @@ def export_onnx(program: QuantizedProgram | Program, path: Path) -> None:
     """Write a program as one self-contained ONNX file.
 
     A quantized program becomes QDQ with uint8 activations: zero points are shifted by 128, the grid is the
-    same. ONNX Runtime's x86 kernels fuse only that form, its ARM kernels fuse both. The batch dimension is
-    dynamic where the program allows it. The same program gives the same bytes.
+    same. ONNX Runtime's x86 kernels fuse only that form, its ARM kernels fuse both. Linear layers of a dynamic
+    program become DynamicQuantizeLinear and MatMulInteger. The batch dimension is dynamic where the program
+    allows it. The same program gives the same bytes.
 
     Args:
         program: on the grid, or float for the float twin.
@@ -44,7 +46,8 @@ def export_onnx(program: QuantizedProgram | Program, path: Path) -> None:
     source = program.program if isinstance(program, QuantizedProgram) else program
     model = _torch_export(source)
     free_end_names(model)
-    for rewrite in REWRITES:
+    dynamic = isinstance(program, QuantizedProgram) and program.dynamic
+    for rewrite in (dynamic_linears, *REWRITES) if dynamic else REWRITES:
         rewrite(model)
     _tidy(model)
     ir.save(model, path)

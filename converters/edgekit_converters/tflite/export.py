@@ -18,6 +18,7 @@ from edgekit_converters.program import Program, QuantizedProgram
 from edgekit_converters.quiet import quiet_native
 from edgekit_converters.source import find_source
 from edgekit_converters.tflite.barrier import stop_spreading
+from edgekit_converters.tflite.hybrid import dynamic_linears
 from edgekit_converters.tflite.layout import channels_last_rules
 from edgekit_converters.tflite.shortcut import convolve_shortcuts
 from edgekit_converters.tflite.unfold import unfold_weights
@@ -57,15 +58,23 @@ def export_tflite(
         litert_torch = _import_litert()
         config = _quant_config() if quantized else None
         try:
-            with _exact_grid(strict=io_dtype == "float32"), channels_last_rules():
+            # The pairs at the ends have to go for integer ends; where there are none there is nothing to move.
+            strict = io_dtype == "float32" or not _has_grid_at_ends(program)
+            with _exact_grid(strict=strict), channels_last_rules():
                 model = litert_torch.convert(wrapped, sample_kwargs=wrapped.example(), quant_config=config)
                 content = model.model_content()
         except Exception as error:
             # The library raises whatever its MLIR bindings raise; each means that this graph has no TFLite
             # form.
             raise _lowering_error(source, error) from error
+    if isinstance(program, QuantizedProgram) and program.dynamic:
+        content = dynamic_linears(content)
     # Not by the library: its writer ends the process when the disk is full.
     path.write_bytes(content)
+
+
+def _has_grid_at_ends(program: QuantizedProgram | Program) -> bool:
+    return isinstance(program, QuantizedProgram) and any((*program.input_grids, *program.output_grids))
 
 
 class _Named(nn.Module):  # type: ignore[misc]

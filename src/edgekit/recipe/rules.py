@@ -15,6 +15,7 @@ from edgekit.errors import UsageError
 FORMATS = ("onnx", "tflite", "coreml")
 OBSERVERS = ("minmax", "percentile", "mse", "entropy")
 METRICS = ("top1", "f1", "mae", "agreement")
+ACTIVATIONS = ("auto", "static", "dynamic", "float")
 COSTS = ("latency", "macs")
 IMPORTANCES = ("magnitude", "taylor", "hessian")
 OPTIMIZERS = ("auto", "sgd", "adamw")
@@ -187,6 +188,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
         "calibration_size": _whole(1, 100_000),
         "weight_bits": _whole(4, 8),
         "keep_float": _texts("a list of layer names, * and ? allowed"),
+        "activations": _one_of(*ACTIVATIONS),
     },
     "prune": {
         "ratio": _number(0, 0.95),

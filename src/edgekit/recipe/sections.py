@@ -27,6 +27,8 @@ class Quantize:
         calibration_size: number of calibration inputs.
         weight_bits: 8; 7 for targets whose integer kernels saturate; fewer as a stress.
         keep_float: glob patterns of layers that stay float32.
+        activations: on a fixed grid ("static"), on one that linear layers choose at each call ("dynamic"), without one
+            ("float"), or "auto" by what holds the budget and is faster than float.
     """
 
     observers: tuple[str, ...] = PRESETS["balanced"]["observers"]
@@ -39,6 +41,7 @@ class Quantize:
     calibration_size: int = PRESETS["balanced"]["calibration_size"]
     weight_bits: int = 8
     keep_float: tuple[str, ...] = ()
+    activations: str = "auto"
 
     def __post_init__(self) -> None:
         validate(self, "quantize")
