@@ -1,4 +1,4 @@
-"""Mobile networks trained on CIFAR-10 for a benchmark; weights and every epoch are kept in `.cache`."""
+"""Networks trained on CIFAR-10 for a benchmark; weights and every epoch are kept in `.cache`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from examples.networks.mobile import MobileNetV2, MobileNetV3Small
+from examples.networks.vision import ViT
 from torch import Tensor, nn
 
 from benchmarks.data_cifar10 import CACHE, Cifar10, normalise
@@ -20,8 +21,8 @@ from edgekit.load import load_candidate
 from edgekit.stages.train.augment import Moves
 from edgekit.stages.train.device import device_for
 from edgekit.stages.train.fit import fit
-from edgekit.stages.train.schedule import Schedule
-from edgekit.stages.train.trainable import to_program, trainable
+from edgekit.stages.train.schedule import ADAMW, SGD, Schedule
+from edgekit.stages.train.trainable import op_names, to_program, trainable
 from edgekit_converters.program import Program
 
 IMAGE: Final = (1, 3, 32, 32)
@@ -44,8 +45,13 @@ def mobilenet_v3_small() -> nn.Module:
     return module
 
 
+def vit() -> nn.Module:
+    """For 32 × 32: 64 patches."""
+    return ViT(image=32, patch=4, width=128, depth=4, heads=4, classes=10)
+
+
 NETWORKS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
-    {"mobilenet-v2": mobilenet_v2, "mobilenet-v3-small": mobilenet_v3_small}
+    {"mobilenet-v2": mobilenet_v2, "mobilenet-v3-small": mobilenet_v3_small, "vit": vit}
 )
 
 
@@ -88,10 +94,12 @@ def _fitted(
 ) -> Program:
     place = device_for(device)
     network = trainable(program, (), place).to(memory_format=torch.channels_last)
+    convolutional = "conv2d" in (ops := op_names(network)) and "layer_norm" not in ops
     schedule = Schedule(
         epochs=epochs,
         batch_size=BATCH,
-        learning_rate=0.1,
+        optimizer=SGD if convolutional else ADAMW,
+        learning_rate=0.1 if convolutional else 1e-3,
         precision="bfloat16",
         device=place,
         channels_last=True,

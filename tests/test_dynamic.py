@@ -23,7 +23,8 @@ from edgekit_converters.predict import Array, SavedModel, open_saved
 from edgekit_converters.program import Program, QuantizedProgram
 from edgekit_converters.reference import Reference
 from edgekit_converters.store import load_program, save_program
-from edgekit_converters.tflite import export_tflite
+from edgekit_converters.tflite import HYBRID_RUNTIME, export_tflite
+from edgekit_converters.tflite.hybrid import dynamic_linears
 from quantized_programs import noise, program, zoo_program
 
 SETTING = Setting("minmax", equalized=False, compensated=False, corrected=False)
@@ -143,6 +144,28 @@ def test_every_linear_layer_runs_in_integers_and_nothing_else_changes(tmp_path: 
         assert sum(found.hybrid.values()) == layers
         # The convolution that cuts the image into patches has int8 weights and computes in float.
         assert sum(n for op, n in found.floating.items() if op in {"Conv", "FusedConv", "CONV_2D"}) == 1
+
+
+def test_a_runtime_that_does_not_know_such_layers_refuses_the_file(tmp_path: Path) -> None:
+    from ai_edge_litert.tools import flatbuffer_utils as files
+
+    model = files.read_model(str(saved(of_zoo("vit"), "tflite", tmp_path).path))
+    versions = {
+        model.operatorCodes[op.opcodeIndex].version
+        for op in model.subgraphs[0].operators
+        if files.opcode_to_name(model, op.opcodeIndex) == "FULLY_CONNECTED"
+    }
+    (minimum,) = (model.buffers[m.buffer].data for m in model.metadata if m.name == b"min_runtime_version")
+
+    assert versions == {12}
+    assert bytes(minimum).rstrip(b"\0") == HYBRID_RUNTIME.encode()
+
+
+def test_a_file_without_such_layers_keeps_its_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "model.tflite"
+    export_tflite(zoo_program("resnet"), path)
+
+    assert dynamic_linears(path.read_bytes()) == path.read_bytes()
 
 
 def test_layers_that_read_one_tensor_quantize_it_once(tmp_path: Path) -> None:

@@ -138,6 +138,7 @@ def test_activations_are_quantized_at_run_time_where_no_fixed_grid_holds_them(tm
         "coreml": "golden-weights.npz",
     }
     assert made.manifest.inputs[0].shape == (-1, 16)
+    assert made.manifest.compatibility.minimum_runtime["tflite"] == "2.17.0"
     verified = verify_bundle(tmp_path / "out")
     assert verified.holds, verified.failures
     # Writing a bundle over one with these files is not taken for somebody else's folder.

@@ -40,6 +40,7 @@ from edgekit.versions import versions
 from edgekit_converters.onnx import opset_of
 from edgekit_converters.parity import output_steps, run_reference
 from edgekit_converters.program import QuantizedProgram
+from edgekit_converters.tflite import HYBRID_RUNTIME
 from edgekit_runtime import contract
 
 # Kernels that quantize at run time do it by format.
@@ -53,6 +54,8 @@ GOLDEN_SAMPLES: Final = 32
 # The golden inputs travel to every device.
 GOLDEN_BYTES: Final = 4_000_000
 MINIMUM_RUNTIME: Final = {"onnx": "1.17.0", "tflite": "2.14.0", "coreml": "17.0"}
+# Of files whose linear layers quantize at run time.
+MINIMUM_DYNAMIC_RUNTIME: Final = {**MINIMUM_RUNTIME, "tflite": HYBRID_RUNTIME}
 
 
 def write_bundle(
@@ -170,12 +173,17 @@ def _manifest(name: str, made: Attempt, inputs: Inputs, provenance: Provenance) 
         preprocessing=dict(recipe.preprocessing),
         compatibility=contract.Compatibility(
             opset=opset_of(judged["onnx"].saved.path) if "onnx" in judged else None,
-            minimum_runtime={n: MINIMUM_RUNTIME[n] for n in judged},
+            minimum_runtime={n: _minimum_runtime(j) for n, j in judged.items()},
             ops={n: tuple(sorted(c.all())) for n, c in censuses.items() if c is not None},
         ),
         # Neither the command nor a path: the same model, recipe and data give the same bytes anywhere.
         provenance={k: v for k, v in asdict(provenance).items() if k != "command"},
     )
+
+
+def _minimum_runtime(judged: Judged) -> str:
+    dynamic = judged.variant.program.dynamic
+    return (MINIMUM_DYNAMIC_RUNTIME if dynamic else MINIMUM_RUNTIME)[judged.saved.format]
 
 
 def _artifact(judged: Judged, recipe: Recipe) -> contract.Artifact:
