@@ -165,7 +165,17 @@ def test_a_file_without_such_layers_keeps_its_bytes(tmp_path: Path) -> None:
     path = tmp_path / "model.tflite"
     export_tflite(zoo_program("resnet"), path)
 
-    assert dynamic_linears(path.read_bytes()) == path.read_bytes()
+    assert dynamic_linears(path.read_bytes(), ()) == path.read_bytes()
+
+
+@pytest.mark.parametrize("format", ["onnx", "tflite"])
+def test_the_gates_of_a_recurrent_cell_stay_float(format: str, tmp_path: Path) -> None:
+    quantized = of_zoo("lstm")
+    inputs = [x.numpy() for x in zoo.draw(zoo.BY_NAME["lstm"], 4, 9)]
+
+    proof = prove(quantized, {format: saved(quantized, format, tmp_path)}, inputs)[format]
+
+    assert proof.max_steps < 0.01
 
 
 def test_layers_that_read_one_tensor_quantize_it_once(tmp_path: Path) -> None:

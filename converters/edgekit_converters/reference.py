@@ -73,6 +73,16 @@ def is_dynamic(node: Node) -> bool:
     )
 
 
+def dynamic_weights(program: QuantizedProgram) -> frozenset[bytes]:
+    """Weights of the layers of `is_dynamic`, int8 `[outputs, inputs]`, as their bytes."""
+    graph = program.program.graph
+    return frozenset(
+        _constant(graph, weight.args[0]).contiguous().numpy().tobytes()
+        for node in graph.graph.nodes
+        if is_dynamic(node) and isinstance(weight := node.args[1], Node)
+    )
+
+
 def _as_it_is(x: torch.Tensor) -> torch.Tensor:
     return x
 

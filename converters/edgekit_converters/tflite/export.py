@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 from edgekit_converters.errors import LoweringError
 from edgekit_converters.program import Program, QuantizedProgram
 from edgekit_converters.quiet import quiet_native
+from edgekit_converters.reference import dynamic_weights
 from edgekit_converters.source import find_source
 from edgekit_converters.tflite.barrier import stop_spreading
 from edgekit_converters.tflite.hybrid import dynamic_linears
@@ -68,7 +69,7 @@ def export_tflite(
             # form.
             raise _lowering_error(source, error) from error
     if isinstance(program, QuantizedProgram) and program.dynamic:
-        content = dynamic_linears(content)
+        content = dynamic_linears(content, dynamic_weights(program))
     # Not by the library: its writer ends the process when the disk is full.
     path.write_bytes(content)
 

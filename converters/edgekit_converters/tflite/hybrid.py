@@ -8,7 +8,7 @@ them, so the op gets the version that says so; a runtime that does not know it r
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 # Float input, int8 weight with a scale for each output, and the first runtime with it (LiteRT,
@@ -19,11 +19,13 @@ MINIMUM_RUNTIME: Final = "2.17.0"
 _METADATA, _METADATA_BYTES = b"min_runtime_version", 16
 
 
-def dynamic_linears(content: bytes) -> bytes:
-    """Let every FULLY_CONNECTED of a float tensor read its int8 weight as it is stored, without a DEQUANTIZE between.
+def dynamic_linears(content: bytes, weights: Collection[bytes]) -> bytes:
+    """Let every FULLY_CONNECTED of a linear layer read its int8 weight as it is stored, without a DEQUANTIZE between.
 
     Args:
         content: of a `.tflite` file.
+        weights: of the linear layers, int8 `[outputs, inputs]` row by row: the gates of an unrolled recurrent cell are
+            fully connected layers, too, and stay float.
 
     Returns:
         The file with hybrid layers; ops whose outputs nothing reads any more are gone. The same bytes where there is
@@ -32,7 +34,12 @@ def dynamic_linears(content: bytes) -> bytes:
     from ai_edge_litert.tools import flatbuffer_utils as files
 
     model = files.read_model_from_bytearray(bytearray(content))
-    layers = [pair for graph in model.subgraphs for pair in _layers(graph, model.operatorCodes)]
+    layers = [
+        (op, weight)
+        for graph in model.subgraphs
+        for op, weight in _layers(graph, model.operatorCodes)
+        if _content(model, graph, weight) in weights
+    ]
     if not layers:
         return content
     code = copy.copy(model.operatorCodes[layers[0][0].opcodeIndex])
@@ -67,6 +74,10 @@ def _layers(graph: Any, codes: Sequence[Any]) -> list[tuple[Any, int]]:
         for op in graph.operators
         if kind(op) == BuiltinOperator.FULLY_CONNECTED and int(op.inputs[1]) in stored
     ]
+
+
+def _content(model: Any, graph: Any, tensor: int) -> bytes:
+    return bytes(model.buffers[graph.tensors[tensor].buffer].data)
 
 
 def _drop_unread(graph: Any) -> None:
