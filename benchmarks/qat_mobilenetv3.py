@@ -62,10 +62,11 @@ def at_bits(
     bits: int, program: Program, teacher: Program, inputs: Inputs, test: Cifar10, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Top-1 after calibration and after training at some bits of weights."""
-    settings = Quantize(weight_bits=bits)
+    settings = Quantize(weight_bits=bits, compensation=False if options.nearest else "try")
     choice = search(program, settings, inputs.calibration, scoring(inputs), step=tell)
     trained_on = f"{options.images}-{options.epochs}", f"{options.qat_images}-{options.qat_epochs}"
-    state = CACHE / f"{NETWORK}-{'-'.join(trained_on)}-{bits}-bits"
+    rounding = "-nearest" if options.nearest else ""
+    state = CACHE / f"{NETWORK}-{'-'.join(trained_on)}-{bits}-bits{rounding}"
     began = time.monotonic()
     result = qat(
         choice.program,
@@ -138,6 +139,7 @@ def measure(train: Cifar10, apart: Cifar10, test: Cifar10, options: argparse.Nam
         "qat_images": len(shown.y),
         "qat_epochs": options.qat_epochs,
         "learned_steps": options.learned_steps,
+        "rounding": "nearest" if options.nearest else "compensated where that is closer to float",
         "float": whole,
         "bits": rows,
         "max_loss": MAX_LOSS,
@@ -155,6 +157,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--qat-images", type=int, help="to train on, on the grid; default: all")
     parser.add_argument("--judge", type=int, default=10_000, help="test images")
     parser.add_argument("--learned-steps", action="store_true")
+    parser.add_argument(
+        "--nearest", action="store_true", help="round weights to the nearest: calibration that hurts"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args(argv)

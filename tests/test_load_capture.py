@@ -122,6 +122,30 @@ def test_the_callers_module_is_left_as_it_was():
     assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+def test_weights_that_a_hook_computes_are_captured_and_the_module_keeps_training():
+    module = torch.nn.Sequential(torch.nn.utils.weight_norm(torch.nn.Conv1d(4, 8, 3)), torch.nn.ReLU())
+    x = torch.randn(3, 4, 16, generator=torch.Generator().manual_seed(0))
+    expected = module(x)
+
+    graph = load_candidate(module, input_shapes=[(1, 4, 16)]).program.graph
+
+    with torch.no_grad():
+        assert torch.allclose(graph(x)[0], expected, atol=1e-6)
+    module(x).sum().backward()
+    assert module[0].weight_v.grad is not None
+
+
+def test_what_cannot_be_copied_says_so_and_how_to_go_on():
+    class Fixed(torch.nn.Linear):
+        def __deepcopy__(self, memo):
+            raise RuntimeError("there is only one")
+
+    with pytest.raises(UsageError, match="Fixed cannot be copied: there is only one") as caught:
+        load_candidate(Fixed(2, 2), input_shapes=[(1, 2)])
+    assert "torch.export.save" in caught.value.way_out
+
+
 def test_a_program_exported_for_training_is_switched_to_evaluation_and_says_so():
     module, rows = make("residual")
     exported = torch.export.export(copy.deepcopy(module).train(), rows)

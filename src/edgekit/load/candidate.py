@@ -148,9 +148,19 @@ def _capture(loaded: Loaded, wish: Wish) -> Captured:
 
 
 def _evaluation_copy(module: torch.nn.Module) -> torch.nn.Module:
-    """The caller's module may be in training; it must be found as it was left."""
+    """The caller's module may be in training; it must be found as it was left.
+
+    Results of a computation that were left on a module, as `torch.nn.utils.weight_norm` leaves its weight, refuse to
+    be copied; they are computed anew at the next call.
+    """
+    computed = {
+        id(value): value.detach().clone()
+        for part in module.modules()
+        for value in vars(part).values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    }
     try:
-        return copy.deepcopy(module).cpu().float().eval()
+        return copy.deepcopy(module, computed).cpu().float().eval()
     except Exception as error:
         raise UsageError(
             f"{type(module).__name__} cannot be copied: {error}",
