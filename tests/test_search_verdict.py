@@ -83,6 +83,30 @@ def test_the_binding_limit_is_told_with_the_trial_that_keeps_the_others_and_what
     ]
 
 
+def test_what_is_slower_than_float_is_not_chosen_unless_that_is_allowed() -> None:
+    trials = [trial(0, 0.0, 3.3), trial(1, 0.005, 3.1)]
+
+    assert chosen(trials, Budget(max_drop=0.01)) == trials[1]
+    assert chosen(trials, Budget(max_drop=0.01, allow_slower=True)) == trials[0]
+    assert [row["why"] for row in trial_table(trials, Budget(max_drop=0.01))] == [
+        "slower than float: takes 1.1 times as long as float",
+        "holds the budget",
+    ]
+
+
+def test_where_float_is_faster_than_every_trial_the_option_that_takes_one_is_told() -> None:
+    assert said([trial(0, 0.0, 4.5), trial(1, 0.001, 3.6)], Budget(max_drop=0.01)) == [
+        "slower than float: the fastest trial that holds max_drop takes 1.2 times as long as float "
+        "(trial 1: prune 0.01, minmax); with --allow-slower it would hold"
+    ]
+
+
+def test_a_trial_that_could_not_be_timed_is_not_slower_than_float() -> None:
+    untimed = Trial(0, Setting(QUICK), Outcome({"coreml": Measured(0.9, 0.0, None, None, 10)}))
+
+    assert chosen([untimed], Budget(max_drop=0.01)) == untimed
+
+
 def test_a_single_limit_is_told_without_others() -> None:
     assert said([trial(0, 0.5), trial(1, 0.3)], Budget(max_drop=0.01)) == [
         "max_drop 0.01: the most accurate trial loses 0.3 (trial 1: prune 0.01, minmax); "
@@ -172,7 +196,8 @@ def test_relaxing_a_limit_as_told_makes_the_budget_hold(
     for bind in miss.binds:
         assert bind.reached > bind.allowed
         if bind.alone:
-            relaxed: dict[str, Any] = {bind.limit: float(_up(bind.reached))}
+            value = True if bind.limit == "allow_slower" else float(_up(bind.reached))
+            relaxed: dict[str, Any] = {bind.limit: value}
             assert chosen(trials, replace(budget, **relaxed)) is not None
 
 

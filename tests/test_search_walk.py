@@ -22,6 +22,7 @@ from edgekit.search import (
     Setting,
     Trial,
     capabilities,
+    chosen,
     damage_of,
     next_setting,
 )
@@ -397,3 +398,16 @@ def test_the_grid_has_every_setting_once() -> None:
 
     assert len(grid) == len(set(grid)) == 10 * 3 * (2 + 1)
     assert grid[0] == Setting(QUICK)
+
+
+def test_what_is_slower_than_float_is_pruned_until_it_is_not() -> None:
+    budget = Budget(max_drop=0.05)
+    trials = World(float_ms=0.7).search(budget, everything())
+    best = chosen(trials, budget)
+
+    assert best is not None
+    assert best.outcome is not None
+    assert best.setting.prune > 0
+    assert best.outcome.latency_ms <= 0.7 * 1.05
+    slower = World(float_ms=0.7).search(replace(budget, allow_slower=True), everything())
+    assert [t.setting.prune for t in slower] == [0.0]

@@ -74,6 +74,16 @@ def test_a_search_ends_with_a_trial_that_holds_everything(tmp_path: Path) -> Non
     assert make.islands == [True] + [False] * (len(make.made) - 1)
 
 
+def test_a_file_that_is_slower_than_float_is_searched_for_a_faster_one(tmp_path: Path) -> None:
+    make = maker(tmp_path, World(size_mb=0.01, float_ms=0.7))
+    found = look(make, recipe(max_drop=0.07, allow_slower=False), tmp_path / "out")
+    assert "slower than float" in found.trials[0]["why"]
+    assert found.trials[found.number]["feasible"]
+    assert found.attempt.recipe.prune.ratio > 0
+    assert found.attempt.judged["onnx"].latency.p50_ms <= 0.7 * 1.05
+    assert not found.attempt.judged["onnx"].slower
+
+
 def test_rows_tell_what_a_trial_did_came_to_and_why_it_will_not_do(tmp_path: Path) -> None:
     found = look(maker(tmp_path), recipe(**TIGHT), tmp_path / "out")
     first = found.trials[0]

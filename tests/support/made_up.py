@@ -125,14 +125,14 @@ class Maker:
         content = hashlib.sha256(setting.key().encode()).digest()
         path = self.folder / f"{content.hex()[:12]}.onnx"
         path.write_bytes(content.ljust(round(megabytes * 1e6), b"\0"))
-        steps = 0.0 if self.proven else 9.0
+        steps, float_ms = 0.0 if self.proven else 9.0, self.world.float_ms or 3.0
         return Judged(
             saved=SavedModel("onnx", path, (), ()),
             variant=None,
             proof=Proof("ONNX Runtime", 32, steps, steps, 1.0),
             quality=Quality(BASELINE - drop, drop, 1.0, 40.0, 500),
             latency=LatencyStats(latency, latency, latency, 50),
-            float_latency=LatencyStats(3.0, 3.0, 3.0, 50),
+            float_latency=LatencyStats(float_ms, float_ms, float_ms, 50),
             baseline=(BASELINE, 500),
         )
 

@@ -31,6 +31,7 @@ class World:
         step: ratios within one such step give the same network.
         noise: largest relative error of a measurement.
         tells: what a network loses before it is quantized is measured as well.
+        float_ms: latency of the float network; None: so much that nothing is slower.
     """
 
     latency_ms: float = 1.0
@@ -44,6 +45,7 @@ class World:
     step: float = 0.0
     noise: float = 0.0
     tells: bool = True
+    float_ms: float | None = None
 
     def truth(self, setting: Setting) -> tuple[float, float, float]:
         """Drop, latency in milliseconds, size in MB, without noise."""
@@ -63,7 +65,7 @@ class World:
         drop, latency, size = (
             value * (1 + self.noise * self._noise(setting, i)) for i, value in enumerate(self.truth(setting))
         )
-        measured = Measured(0.9 - drop, drop, latency, 3 * latency, int(size * 1e6))
+        measured = Measured(0.9 - drop, drop, latency, self.float_ms or 3 * latency, int(size * 1e6))
         before = self.steep * self._ratio(setting) ** self.bend if self.tells else None
         return Outcome({"onnx": measured}, 1.0, float_drop=before)
 

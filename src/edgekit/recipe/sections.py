@@ -6,9 +6,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from edgekit.recipe.rules import FORMATS, PRESETS, validate
+
+SLOWER: Final = 1.05
+"""Timing on a shared machine scatters by some percent; only more than this times float is called slower."""
 
 
 @dataclass(frozen=True, slots=True)

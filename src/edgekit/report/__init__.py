@@ -2,7 +2,6 @@
 
 from edgekit.report.html import render_html
 from edgekit.report.schema import (
-    SLOWER,
     ArtifactResult,
     Baseline,
     LayerResult,
@@ -17,7 +16,6 @@ from edgekit.report.schema import (
 from edgekit.report.terminal import summary
 
 __all__ = [
-    "SLOWER",
     "ArtifactResult",
     "Baseline",
     "LayerResult",

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgekit.bench import LatencyStats
 from edgekit.errors import LoweringError
-from edgekit.recipe import Budget
+from edgekit.recipe import SLOWER, Budget
 from edgekit.report import numbers
 from edgekit_converters.parity import Proof
 
@@ -24,9 +24,6 @@ __all__ = [
     "build_report",
     "verdict",
 ]
-
-# Timing on a shared machine scatters by some percent; only more than this is called slower.
-SLOWER = 1.05
 
 
 @dataclass(frozen=True, slots=True)

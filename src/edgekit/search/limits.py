@@ -1,4 +1,4 @@
-"""The three limits of a budget, read off an outcome."""
+"""The limits of a budget, read off an outcome."""
 
 from __future__ import annotations
 
@@ -8,24 +8,29 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from edgekit.recipe import Budget
+from edgekit.recipe import SLOWER, Budget
 from edgekit.search.space import Outcome, Setting, Trial
 
-__all__ = ["DROP", "LATENCY", "LIMITS", "SIZE", "Seen", "limits", "measured", "missed", "reached", "seen"]
+__all__ = ["DROP", "FLOAT", "LATENCY", "SIZE", "Seen", "limits", "measured", "missed", "reached", "seen"]
 
 DROP, LATENCY, SIZE = "max_drop", "max_latency_ms", "max_size_mb"
+# What the float model takes is a limit that nobody has to name.
+FLOAT = "allow_slower"
 LIMITS: Final[Mapping[str, Callable[[Outcome], float | None]]] = MappingProxyType(
     {
         DROP: lambda outcome: outcome.drop,
         LATENCY: lambda outcome: outcome.latency_ms,
         SIZE: lambda outcome: outcome.size_bytes / 1e6,
+        FLOAT: lambda outcome: outcome.float_ratio,
     }
 )
 
 
 def limits(budget: Budget) -> dict[str, float]:
-    """The limits that a budget sets."""
-    return {name: limit for name in LIMITS if (limit := getattr(budget, name)) is not None}
+    """The limits that a budget sets, in the units of `reached`."""
+    named = {name: getattr(budget, name) for name in (DROP, LATENCY, SIZE)}
+    named[FLOAT] = None if budget.allow_slower else SLOWER
+    return {name: limit for name, limit in named.items() if limit is not None}
 
 
 def reached(outcome: Outcome, name: str) -> float | None:

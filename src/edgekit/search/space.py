@@ -186,7 +186,7 @@ class Outcome:
     Attributes:
         formats: format to what was measured on its file; one at least.
         seconds: that the trial took.
-        refused: why the result is refused apart from the three limits, e.g. a proof that does not hold.
+        refused: why the result is refused apart from the limits, e.g. a proof that does not hold.
         float_drop: what the network lost before it was quantized, by pruning and with what training mended of it; None
             where that was not measured.
     """
@@ -217,6 +217,14 @@ class Outcome:
     def float_latency_ms(self) -> float | None:
         """The slowest float twin's; None when none was timed."""
         return _largest(each.float_latency_ms for each in self.formats.values())
+
+    @property
+    def float_ratio(self) -> float | None:
+        """Latency over that of the float twin, of the format where it is largest; None when none was timed."""
+        return _largest(
+            each.latency_ms / each.float_latency_ms if each.latency_ms and each.float_latency_ms else None
+            for each in self.formats.values()
+        )
 
     @property
     def size_bytes(self) -> int:

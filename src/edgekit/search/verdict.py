@@ -11,14 +11,23 @@ from typing import Any, Final
 
 from edgekit.recipe import Budget
 from edgekit.search.capabilities import Capabilities
-from edgekit.search.limits import DROP, LATENCY, SIZE, limits, measured, missed, reached
+from edgekit.search.limits import DROP, FLOAT, LATENCY, SIZE, limits, measured, missed, reached
 from edgekit.search.space import Outcome, Trial
 from edgekit.search.walk import out_of_reach
 
 __all__ = ["Bind", "Miss", "chosen", "nearest_miss", "pareto", "trial_table"]
 
-_BEST: Final = MappingProxyType({DROP: "most accurate", LATENCY: "fastest", SIZE: "smallest"})
-_TAKES: Final = MappingProxyType({DROP: "loses {}", LATENCY: "takes {} ms", SIZE: "has {} MB"})
+_BEST: Final = MappingProxyType(
+    {DROP: "most accurate", LATENCY: "fastest", SIZE: "smallest", FLOAT: "fastest"}
+)
+_TAKES: Final = MappingProxyType(
+    {
+        DROP: "loses {}",
+        LATENCY: "takes {} ms",
+        SIZE: "has {} MB",
+        FLOAT: "takes {} times as long as float",
+    }
+)
 # What a miss of `max_drop = 0` is measured in: the default of most metrics.
 _DROP_SCALE: Final = 0.01
 
@@ -28,12 +37,12 @@ class Bind:
     """A limit that no trial held together with the others.
 
     Attributes:
-        limit: "max_drop", "max_latency_ms" or "max_size_mb".
+        limit: "max_drop", "max_latency_ms", "max_size_mb", or "allow_slower" where float is faster.
         allowed: by the budget.
         reached: the best of the trials that hold the other limits, or of all where none does.
         trial: the one that reached it.
         alone: it holds every other limit, so that relaxing this one to `reached` is enough.
-        others: the other limits.
+        others: the other limits that the user named.
         floor: what no setting gets below, where that is above the limit.
     """
 
@@ -49,10 +58,22 @@ class Bind:
         best = f"the {_BEST[self.limit]} trial"
         if self.others:
             best += f" that holds {' and '.join(self.others)}" if self.alone else " of all"
-        said = f"{self.limit} {self.allowed:g}: {best} {_TAKES[self.limit].format(_up(self.reached))} ({self.trial})"
+        takes = _TAKES[self.limit]
+        said = f"{_named(self.limit, self.allowed)}: {best} {takes.format(_up(self.reached))} ({self.trial})"
         if self.floor is not None:
-            return f"{said}; even the heaviest pruning {_TAKES[self.limit].format(_up(self.floor))}"
-        return f"{said}; with {self.limit} {_up(self.reached)} it would hold" if self.alone else said
+            return f"{said}; even the heaviest pruning {takes.format(_up(self.floor))}"
+        way_out = "--allow-slower" if self.limit == FLOAT else f"{self.limit} {_up(self.reached)}"
+        return f"{said}; with {way_out} it would hold" if self.alone else said
+
+
+def _named(limit: str, allowed: float) -> str:
+    """A limit as a heading."""
+    return "slower than float" if limit == FLOAT else f"{limit} {allowed:g}"
+
+
+def _others(limit: str, budget: Budget) -> tuple[str, ...]:
+    """The limits beside one that the user named."""
+    return tuple(each for each in limits(budget) if each not in {limit, FLOAT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +126,8 @@ def nearest_miss(trials: Sequence[Trial], budget: Budget, can: Capabilities | No
     binds = [bind for name in limits(budget) if (bind := _bind(name, found, budget, floors)) is not None]
     if not binds:
         # Each limit was held by some trial, and none by a trial that held all but one.
-        others = {name: tuple(o for o in limits(budget) if o != name) for name in limits(budget)}
         binds = [
-            Bind(name, limits(budget)[name], value, nearest, alone=False, others=others[name])
+            Bind(name, limits(budget)[name], value, nearest, alone=False, others=_others(name, budget))
             for name, value in missed(outcome, budget).items()
         ]
     return Miss(nearest, tuple(binds), outcome.refused)
@@ -122,7 +142,7 @@ def _bind(
     best = min(holding or judged, key=lambda row: (row[2], row[0].number), default=None)
     if best is None or best[2] <= allowed:
         return None
-    others = tuple(each for each in limits(budget) if each != name)
+    others = _others(name, budget)
     return Bind(name, allowed, best[2], best[0], bool(holding), others, floors.get(name))
 
 
@@ -175,7 +195,7 @@ def _row(trial: Trial, budget: Budget) -> dict[str, Any]:
         "size_bytes": outcome.size_bytes,
     }
     misses = [
-        f"{name} {limits(budget)[name]:g}: {_TAKES[name].format(_up(value))}"
+        f"{_named(name, limits(budget)[name])}: {_TAKES[name].format(_up(value))}"
         for name, value in missed(outcome, budget).items()
     ]
     why = [*misses, *outcome.refused]
