@@ -147,6 +147,25 @@ def test_activations_are_quantized_at_run_time_where_no_fixed_grid_holds_them(tm
 
 
 @pytest.mark.slow
+def test_they_are_also_tried_where_a_fixed_grid_is_slower_than_the_user_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lowered = iter([0.8, 0.5])
+
+    def sampled(runners: Mapping[str, object], *, max_seconds: float) -> dict[str, np.ndarray]:
+        assert max_seconds > 0
+        median = next(lowered)
+        return {n: np.full(50, 1.0 if n.endswith("float") else median) for n in runners}
+
+    monkeypatch.setattr(judge, "sample", sampled)
+    made = homogeneous(tmp_path / "out", "auto", ["onnx"], max_drop=1.0, max_latency_ms=0.6)
+
+    assert made.report["accepted"], made.report["reasons"]
+    assert made.report["artifacts"]["onnx"]["lowering"] == DYNAMIC
+    assert made.report["trials"] == []
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("activations", "lowered"), [("static", STATIC), ("dynamic", DYNAMIC), ("float", WEIGHTS)]
 )

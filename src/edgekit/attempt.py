@@ -176,12 +176,13 @@ class _Job:
     def wants(self, rung: str, judged: Judged) -> bool:
         """A rung is for what is slower than float.
 
-        Those without a grid for activations are also for what loses too much on the grid, but not before it.
+        Those without a fixed grid for activations are also for what loses too much on it, but not before it; the first
+        of them, whose layers are as fast as on a fixed grid, also for what takes longer than the user allows.
         """
         if rung not in _ladder(self.recipe.quantize.activations, judged.saved.format):
             return False
         budget = self.recipe.budget
-        if judged.slower and not budget.allow_slower:
+        if (judged.slower and not budget.allow_slower) or (rung == DYNAMIC and judged.slow(budget)):
             return True
         held = budget.max_drop is None or self.lost <= budget.max_drop
         return rung in {DYNAMIC, WEIGHTS} and held and judged.lossy(budget)
