@@ -178,6 +178,19 @@ def test_the_gates_of_a_recurrent_cell_stay_float(format: str, tmp_path: Path) -
     assert proof.max_steps < 0.01
 
 
+@pytest.mark.parametrize("at_run_time", [False, True])
+def test_asking_for_integer_ends_makes_no_grid_where_there_is_none(at_run_time: bool, tmp_path: Path) -> None:
+    quantized = replace(of_zoo("vit"), dynamic=at_run_time)
+    path = tmp_path / "model.tflite"
+    export_tflite(quantized, path, io_dtype="int8")
+    ends = (quantized.program.inputs, quantized.program.outputs)
+    inputs = [x.numpy() for x in zoo.draw(zoo.BY_NAME["vit"], 4, 9)]
+
+    proof = prove(quantized, {"tflite": SavedModel("tflite", path, *ends)}, inputs)["tflite"]
+
+    assert proof.max_steps < 0.01
+
+
 def test_layers_that_read_one_tensor_quantize_it_once(tmp_path: Path) -> None:
     layers = [nn.Linear(6, 4) for _ in range(3)]
     quantized = dynamic(program(lambda x, *f: tuple(g(x) for g in f), *layers, shape=(3, 6)))
