@@ -13,8 +13,8 @@ import edgekit
 from edgekit import attempt
 from edgekit.bench import LatencyStats, kernel_ms, slower_kernels
 from edgekit.bundle import Bundle
-from edgekit.stages.quantize.choose import ISLANDS, STATIC, WEIGHTS
 from edgekit.stages.quantize.plan import elementwise, make_plan
+from edgekit.stages.quantize.rungs import ISLANDS, STATIC, WEIGHTS
 from quantized_programs import program
 from support.tiny_files import write_onnx
 from support.tiny_runs import images, network

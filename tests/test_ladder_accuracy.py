@@ -20,7 +20,7 @@ from edgekit.bundle import Bundle
 from edgekit.errors import UsageError
 from edgekit.judge import Judged, Quality
 from edgekit.recipe import Budget
-from edgekit.stages.quantize.choose import DYNAMIC, STATIC, WEIGHTS
+from edgekit.stages.quantize.rungs import DYNAMIC, STATIC, WEIGHTS
 from edgekit.verify import verify_bundle
 from edgekit_converters.parity import Proof
 

@@ -12,7 +12,7 @@ from edgekit.judge import TIMED
 from edgekit.load import Candidate
 from edgekit.lower import SUFFIX, Job, lower
 from edgekit.recipe import Recipe
-from edgekit.stages.quantize.choose import Variant
+from edgekit.stages.quantize.rungs import Variant
 from edgekit.versions import versions
 from edgekit.workdir import WorkDir, stage_key
 from edgekit_converters.cleanup import clean

@@ -34,7 +34,7 @@ from edgekit.report import (
     render_html,
 )
 from edgekit.report.numbers import milliseconds
-from edgekit.stages.quantize.choose import DYNAMIC, ISLANDS, STATIC, WEIGHTS
+from edgekit.stages.quantize.rungs import DYNAMIC, ISLANDS, STATIC, WEIGHTS
 from edgekit.trials import Found
 from edgekit.versions import versions
 from edgekit_converters.onnx import opset_of

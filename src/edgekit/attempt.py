@@ -23,20 +23,12 @@ from edgekit.recipe import Recipe
 from edgekit.report import StageResult
 from edgekit.shrink import Shrunk, shrink
 from edgekit.stages.qat.stage import train_settled
-from edgekit.stages.quantize.choose import (
-    DYNAMIC,
-    ISLANDS,
-    LADDER,
-    STATIC,
-    WEIGHTS,
-    Settled,
-    settle,
-    settle_rung,
-)
+from edgekit.stages.quantize.choose import settle
+from edgekit.stages.quantize.rungs import DYNAMIC, LADDER, STATIC, WEIGHTS, Settled, ladder, settle_rung
 from edgekit.versions import versions
 from edgekit.workdir import WorkDir, stage_key
 from edgekit_converters.cleanup import clean
-from edgekit_converters.program import DYNAMIC_RANGES, Program
+from edgekit_converters.program import Program
 
 TIMING_SECONDS: Final = 10.0
 
@@ -179,7 +171,7 @@ class _Job:
         Those without a fixed grid for activations are also for what loses too much on it, but not before it; the first
         of them, whose layers are as fast as on a fixed grid, also for what takes longer than the user allows.
         """
-        if rung not in _ladder(self.recipe.quantize.activations, judged.saved.format):
+        if rung not in ladder(self.recipe.quantize.activations, judged.saved.format):
             return False
         budget = self.recipe.budget
         if (judged.slower and not budget.allow_slower) or (rung == DYNAMIC and judged.slow(budget)):
@@ -188,25 +180,13 @@ class _Job:
         return rung in {DYNAMIC, WEIGHTS} and held and judged.lossy(budget)
 
 
-def _ladder(activations: str, format: str) -> tuple[str, ...]:
-    """Rungs for what the recipe says of activations, the first for every file; a format may lack kernels for one."""
-    found = format in DYNAMIC_RANGES
-    rungs = {
-        "auto": (STATIC, ISLANDS, DYNAMIC, WEIGHTS) if found else (STATIC, ISLANDS, WEIGHTS),
-        "static": (STATIC, ISLANDS),
-        "dynamic": (DYNAMIC,) if found else (WEIGHTS,),
-        "float": (WEIGHTS,),
-    }
-    return rungs[activations]
-
-
 def _climb(job: _Job, settled: Settled) -> tuple[dict[str, Judged], list[LoweringError]]:
     """Lower to every format, and what is slower than float or loses too much again, by the next rung of the ladder."""
     task, activations = job.task, job.recipe.quantize.activations
     judged: dict[str, Judged] = {}
     failures: list[LoweringError] = []
     for rung in LADDER:
-        first = [name for name in job.recipe.formats if _ladder(activations, name)[0] == rung]
+        first = [name for name in job.recipe.formats if ladder(activations, name)[0] == rung]
         again = [name for name, j in judged.items() if job.wants(rung, j)]
         if not (first or again):
             continue

@@ -26,7 +26,7 @@ from edgekit.evaluate import Agreement, Metric, SignalToNoise
 from edgekit.inputs import Inputs, tensors
 from edgekit.recipe import SLOWER, Budget
 from edgekit.report import numbers
-from edgekit.stages.quantize.choose import Variant
+from edgekit.stages.quantize.rungs import Variant
 from edgekit_converters.parity import Bound, Proof, measure, output_steps, run_reference, tie_bound
 from edgekit_converters.predict import Array, Predict, SavedModel, open_saved
 from edgekit_converters.program import Program, QuantizedProgram

@@ -27,7 +27,7 @@ from edgekit.recipe import Budget, Quantize, Recipe, Search
 from edgekit.report.schema import LayerResult
 from edgekit.search import Calibration, Setting
 from edgekit.shrink import Shrunk
-from edgekit.stages.quantize.choose import Settled
+from edgekit.stages.quantize.rungs import Settled
 from edgekit.trials import search
 from edgekit.workdir import WorkDir
 from edgekit_converters.parity import Proof

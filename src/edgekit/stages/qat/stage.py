@@ -11,7 +11,7 @@ from edgekit.evaluate import Metric
 from edgekit.inputs import Inputs
 from edgekit.recipe import Recipe
 from edgekit.stages.qat.run import qat
-from edgekit.stages.quantize.choose import FILES, STATIC, Settled, Variant
+from edgekit.stages.quantize.rungs import FILES, STATIC, Settled, Variant
 from edgekit.versions import versions
 from edgekit.workdir import WorkDir, stage_key
 from edgekit_converters.program import Program, QuantizedProgram

@@ -3,6 +3,7 @@
 rules.py → plan.py → quantizer.py → observers.py → apply.py      what is on the grid, and the graph on it
 equalize.py, bias.py, correct.py, clamps.py, scalars.py          what makes the grid fit better
 sensitivity.py, search.py, choose.py                             what was measured, and what was chosen
+rungs.py                                                         ways to lower it, from a fixed grid to float compute
 """
 
 import logging

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 
-from edgekit.errors import UsageError
 from edgekit.evaluate import Metric
 from edgekit.inputs import Batch, Inputs, input_values, scoring
 from edgekit.recipe import Recipe
@@ -18,12 +17,13 @@ from edgekit.report import LayerResult
 from edgekit.search import autotune_accuracy
 from edgekit.stages.quantize.apply import grids
 from edgekit.stages.quantize.plan import BY_NAME, elementwise
-from edgekit.stages.quantize.search import Choice, Setting, rebuild, search, weights_only
+from edgekit.stages.quantize.rungs import FILES, STATIC, Settled, Variant
+from edgekit.stages.quantize.search import Choice, Setting, search
 from edgekit.stages.quantize.sensitivity import damage, describe_layers, layer_snr
 from edgekit.workdir import WorkDir, stage_key
 from edgekit_converters.parity import run_reference
 from edgekit_converters.program import Program, QuantizedProgram
-from edgekit_converters.store import load_program, save_program
+from edgekit_converters.store import save_program
 
 # Inputs on which the reference is judged before anything is lowered; fewer where they are large.
 JUDGED_SAMPLES: Final = 512
@@ -31,64 +31,6 @@ JUDGED_VALUES: Final = 1 << 24
 # Layers that are kept float, worst first, when the grid alone breaks the budget.
 WORST: Final = (1, 2, 4)
 DAMAGE_SAMPLES: Final = 2
-
-
-STATIC, ISLANDS = "static int8", "static int8, float arithmetic"
-DYNAMIC, WEIGHTS = "int8 weights, dynamic int8 activations", "int8 weights, float compute"
-# What is tried, in this order, where a file is slower than float or loses too much.
-LADDER: Final = (STATIC, ISLANDS, DYNAMIC, WEIGHTS)
-FILES: Final = {
-    STATIC: "static.pt2",
-    ISLANDS: "islands.pt2",
-    DYNAMIC: "dynamic.pt2",
-    WEIGHTS: "weights.pt2",
-}
-# Share of the multiply-accumulates in linear layers from which on it is worth while to lower a network for them.
-MOSTLY_LINEAR: Final = 0.5
-LINEAR: Final = "linear"
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to lower the same weight integers.
-
-    Attributes:
-        name: of `LADDER`. `STATIC`: activations on the grid too; `ISLANDS`: the same without arithmetic between
-            layers, where its integer kernels are slow; `DYNAMIC`: linear layers quantize what they read at each call,
-            for transformers whose activations no fixed grid holds; `WEIGHTS`: float compute, for networks that are
-            bound by call overhead.
-        program: read back from its archive.
-        archive: file that converters read.
-    """
-
-    name: str
-    program: QuantizedProgram
-    archive: Path
-
-
-@dataclass(frozen=True)
-class Settled:
-    """The quantized program as every later stage sees it: read back from its archive.
-
-    Attributes:
-        variants: name to variant; those below `STATIC` only after `settle_rung`.
-        key: identifies the content.
-        layers: for the report.
-        notes: what was tried.
-        setting: how the grid was chosen.
-        islands: ops that `ISLANDS` keeps float; without any there is no such variant.
-        kept: layers that were kept float for the budget.
-        linear: share of the multiply-accumulates that linear layers do.
-    """
-
-    variants: Mapping[str, Variant]
-    key: str
-    layers: tuple[LayerResult, ...]
-    notes: tuple[str, ...]
-    setting: Setting
-    islands: tuple[str, ...]
-    kept: tuple[str, ...] = ()
-    linear: float = 0.0
 
 
 def settle(
@@ -133,89 +75,11 @@ def settle(
         }
 
     folder, facts, _ = work.stage("quantize", key, make)
-    variants = {STATIC: _variant(STATIC, folder)}
+    variants = {STATIC: Variant.read(STATIC, folder)}
     layers = tuple(LayerResult(**layer) for layer in facts["layers"])
     setting = Setting(**facts["setting"])
     notes, islands, kept = (tuple(facts[name]) for name in ("notes", "islands", "kept"))
-    return Settled(variants, key, layers, notes, setting, islands, kept, _linear_share(layers))
-
-
-def _linear_share(layers: Sequence[LayerResult]) -> float:
-    linear = sum(layer.macs for layer in layers if layer.op == LINEAR)
-    return linear / max(1, sum(layer.macs for layer in layers))
-
-
-def settle_rung(
-    rung: str,
-    settled: Settled,
-    program: Program,
-    inputs: Inputs,
-    recipe: Recipe,
-    work: WorkDir,
-    *,
-    step: Callable[[str], None],
-) -> Settled:
-    """Add a lower rung of the ladder by the setting that was chosen; unchanged where it would be the rung above.
-
-    Args:
-        rung: below `STATIC`.
-        settled: from `settle` with the same arguments.
-        program: cleaned float program.
-        inputs: calibration inputs.
-        recipe: settings.
-        work: where the result is kept.
-        step: told what is being done.
-
-    Raises:
-        UsageError: the recipe asks for linear layers that quantize at each call, and there are none.
-    """
-    if rung == ISLANDS and not settled.islands:
-        return settled
-    if rung == DYNAMIC and not _for_linear(settled.linear, recipe):
-        return settled
-    file = FILES[rung]
-
-    def make(folder: Path) -> dict[str, Any]:
-        if rung == ISLANDS:
-            quantized = rebuild(
-                program,
-                recipe.quantize,
-                settled.setting,
-                inputs.calibration,
-                keep_float=settled.islands,
-                step=step,
-            )
-        else:
-            quantized = weights_only(program, recipe.quantize, settled.setting, inputs.calibration)
-        if rung == DYNAMIC:
-            # Samples of one batch would share a range: a file takes one at a time.
-            alone = replace(quantized.program, dynamic_batch=False)
-            quantized = replace(quantized, program=alone, dynamic=True)
-        save_program(quantized, folder / file)
-        return {}
-
-    folder, _, _ = work.stage(Path(file).stem, stage_key(rung, settled.key), make)
-    return replace(settled, variants={**settled.variants, rung: _variant(rung, folder)})
-
-
-def _for_linear(share: float, recipe: Recipe) -> bool:
-    """Whether a network is lowered for its linear layers: it is mostly made of them, or the user says so."""
-    if recipe.quantize.activations != "dynamic":
-        return share >= MOSTLY_LINEAR
-    if share == 0.0:
-        raise UsageError(
-            'quantize.activations = "dynamic", but the network has no linear layer',
-            expected="linear layers: they are what quantizes its input at each call",
-            way_out='Leave the key out, or set it to "static" or "float".',
-        )
-    return True
-
-
-def _variant(name: str, folder: Path) -> Variant:
-    archive = folder / FILES[name]
-    program = load_program(archive)
-    assert isinstance(program, QuantizedProgram)
-    return Variant(name, program, archive)
+    return Settled(variants, key, layers, notes, setting, islands, kept)
 
 
 @dataclass(frozen=True)
