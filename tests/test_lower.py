@@ -1,9 +1,12 @@
 """Converters in processes of their own: what one does harms neither the others nor the caller."""
 
 import os
+import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -94,6 +97,22 @@ def test_an_interrupt_ends_the_workers(tmp_path: Path, archive: Path, original: 
         lower([Job("onnx", ((archive, tmp_path / "model.onnx"),))], original=original)
     thread.join()
     assert children() == []
+
+
+def test_an_interrupt_while_a_worker_starts_ends_that_worker(
+    tmp_path: Path, archive: Path, original: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, started = subprocess.Popen, []
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        started.append(start(*args, **options))
+        signal.raise_signal(signal.SIGINT)
+        return started[0]
+
+    monkeypatch.setattr(module.subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lower([Job("onnx", ((archive, tmp_path / "model.onnx"),))], original=original)
+    assert [worker.returncode for worker in started] == [-signal.SIGKILL]
 
 
 def test_nothing_to_do_is_nothing_done(original: Program) -> None:

@@ -1,6 +1,7 @@
 """Ctrl-C in every stage, then `--resume`: real processes, real signals."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -184,6 +185,18 @@ def test_resume_with_another_option_does_not_take_what_it_does_not_fit(tmp_path:
     assert interrupt_in("lower", out, "--resume", "--seed", "7")[0] == 130
     folders = {p.parent.name for p in written(out)} - {p.parent.name for p in before}
     assert [name.split("-")[0] for name in folders] == ["quantize"]
+
+
+def test_resume_makes_anew_what_another_state_of_the_sources_left(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert interrupt_in("lower", out)[0] == 130
+    (marker,) = tmp_path.glob(".out.edgekit/quantize-*/done.json")
+    facts = json.loads(marker.read_text(encoding="utf-8"))
+    del facts["kept"]
+    marker.write_text(json.dumps(facts), encoding="utf-8")
+    result = compress(folder() / "model.pt2", "--data", folder() / "data.npz", "-o", out, "--resume")
+    assert result.exit_code == 0, result.stderr
+    assert hashes(out) == undisturbed()
 
 
 def test_resume_with_nothing_to_resume_just_runs(tmp_path: Path) -> None:

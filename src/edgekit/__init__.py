@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from edgekit.versions import __version__
+
 if TYPE_CHECKING:
     from edgekit.api import compress
     from edgekit.bundle import Bundle
@@ -14,8 +16,7 @@ if TYPE_CHECKING:
 # speed. Read once, when torch is first imported; workers inherit it.
 os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
-__version__ = "0.1.0"
-__all__ = ["Bundle", "compress"]
+__all__ = ["Bundle", "__version__", "compress"]
 
 
 def __getattr__(name: str) -> Any:

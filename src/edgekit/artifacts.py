@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from edgekit.errors import LoweringError
 from edgekit.judge import TIMED
@@ -13,8 +13,7 @@ from edgekit.load import Candidate
 from edgekit.lower import SUFFIX, Job, lower
 from edgekit.recipe import Recipe
 from edgekit.stages.quantize.rungs import Variant
-from edgekit.versions import versions
-from edgekit.workdir import WorkDir, stage_key
+from edgekit.workdir import Facts, WorkDir, stage_key
 from edgekit_converters.cleanup import clean
 from edgekit_converters.predict import SavedModel
 from edgekit_converters.program import Program
@@ -34,9 +33,9 @@ def write_files(
     step: Callable[[str], None],
 ) -> tuple[dict[str, SavedModel], list[LoweringError]]:
     """Every format and, for those that can be timed here, its float twin."""
-    key = stage_key("lower", settled_key, variant.name, sorted(formats), recipe.layout, recipe.io, versions())
+    key = stage_key("lower", settled_key, variant.name, sorted(formats), recipe.layout, recipe.io)
 
-    def make(folder: Path) -> dict[str, Any]:
+    def make(folder: Path) -> Facts:
         twin = folder / "float.pt2"
         save_program(candidate.program, twin)
         jobs = [
@@ -49,8 +48,10 @@ def write_files(
         errors = [e for out, e in failed.items() if out.stem == "model"]
         return {"failures": [{f: getattr(e, f) for f in fields} for e in errors]}
 
-    folder, facts, _ = work.stage("lower", key, make)
-    failures = [LoweringError(**f) for f in facts["failures"]]
+    def read(folder: Path, facts: Facts) -> tuple[Path, list[LoweringError]]:
+        return folder, [LoweringError(**f) for f in facts["failures"]]
+
+    folder, failures = work.stage("lower", key, make, read)
     program = variant.program
     files = {
         name: SavedModel(

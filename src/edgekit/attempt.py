@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 
@@ -25,8 +25,7 @@ from edgekit.shrink import Shrunk, shrink
 from edgekit.stages.qat.stage import train_settled
 from edgekit.stages.quantize.choose import settle
 from edgekit.stages.quantize.rungs import DYNAMIC, LADDER, STATIC, WEIGHTS, Settled, ladder, settle_rung
-from edgekit.versions import versions
-from edgekit.workdir import WorkDir, stage_key
+from edgekit.workdir import Facts, WorkDir, stage_key
 from edgekit_converters.cleanup import clean
 from edgekit_converters.program import Program
 
@@ -126,8 +125,7 @@ def _lost(task: Task, shrunk: Shrunk) -> float:
     if shrunk.program is task.candidate.program:
         return 0.0
 
-    def make(folder: Path) -> dict[str, Any]:
-        del folder
+    def make(_: Path) -> Facts:
         before, after = task.metric.make(), task.metric.make()
         for arrays, labels in task.inputs.evaluation():
             with torch.no_grad():
@@ -139,10 +137,12 @@ def _lost(task: Task, shrunk: Shrunk) -> float:
             after.add(left, labels, given)
         return {"drop": float(task.metric.drop(before.value(), after.value()))}
 
-    key = stage_key("float", shrunk.key, task.inputs.sha256, task.metric.name, torch.__version__)
+    def read(_: Path, facts: Facts) -> float:
+        return float(facts["drop"])
+
+    key = stage_key("float", shrunk.key, task.inputs.sha256, task.metric.name)
     with task.clock.stage("evaluate"):
-        _, facts, _ = task.work.stage("float", key, make)
-    return float(facts["drop"])
+        return task.work.stage("float", key, make, read)
 
 
 def _searched(recipe: Recipe, metric: Metric, *, islands: bool) -> Recipe:
@@ -236,13 +236,14 @@ def _judge(
 def _timed(files: Mapping[str, Path], work: WorkDir) -> dict[str, LatencyStats]:
     """Latencies of files, kept for a resume: what was decided by them before an interrupt is decided alike after it."""
 
-    def make(folder: Path) -> dict[str, Any]:
-        del folder
+    def make(_: Path) -> Facts:
         return {name: asdict(found) for name, found in time_files(files, max_seconds=TIMING_SECONDS).items()}
 
-    key = stage_key("time", {name: digest(path).sha256 for name, path in files.items()}, versions())
-    _, facts, _ = work.stage("time", key, make)
-    return {name: LatencyStats(**each) for name, each in facts.items()}
+    def read(_: Path, facts: Facts) -> dict[str, LatencyStats]:
+        return {name: LatencyStats(**facts[name]) for name in files}
+
+    key = stage_key("time", {name: digest(path).sha256 for name, path in files.items()})
+    return work.stage("time", key, make, read)
 
 
 def _better(before: Judged, after: Judged, job: _Job) -> Judged:

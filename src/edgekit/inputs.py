@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgekit.data import Data
 from edgekit.synth import distill_calibration
-from edgekit.workdir import WorkDir, stage_key
+from edgekit.workdir import Facts, WorkDir, stage_key
 from edgekit_converters.program import Program
 
 Array = NDArray[Any]
@@ -111,16 +111,18 @@ def _training(data: Data) -> Training | None:
 def from_model(program: Program, model_sha256: str, work: WorkDir, *, seed: int) -> Inputs:
     """Inputs distilled from the model; part of them is kept from the observers for proof and evaluation."""
 
-    def make(folder: Path) -> dict[str, Any]:
+    def make(folder: Path) -> Facts:
         batches, note = distill_calibration(program, n=DISTILLED_SAMPLES + PROOF_SAMPLES, seed=seed)
         arrays = first(DISTILLED_SAMPLES + PROOF_SAMPLES, ([x.numpy() for x in b] for b in batches))
         np.savez(folder / "inputs.npz", *arrays)
         return {"note": note}
 
-    key = stage_key("distil", model_sha256, seed, DISTILLED_SAMPLES, PROOF_SAMPLES, torch.__version__)
-    folder, facts, _ = work.stage("distil", key, make)
-    with np.load(folder / "inputs.npz", allow_pickle=False) as archive:
-        arrays = tuple(archive[f"arr_{i}"] for i in range(len(program.inputs)))
+    def read(folder: Path, facts: Facts) -> tuple[tuple[Array, ...], str]:
+        with np.load(folder / "inputs.npz", allow_pickle=False) as archive:
+            return tuple(archive[f"arr_{i}"] for i in range(len(program.inputs))), str(facts["note"])
+
+    key = stage_key("distil", model_sha256, seed, DISTILLED_SAMPLES, PROOF_SAMPLES)
+    arrays, note = work.stage("distil", key, make, read)
     calibration = tuple(a[:DISTILLED_SAMPLES] for a in arrays)
     held_out = tuple(a[DISTILLED_SAMPLES:] for a in arrays)
     size = batch_size(program)
@@ -132,7 +134,7 @@ def from_model(program: Program, model_sha256: str, work: WorkDir, *, seed: int)
         real=False,
         has_labels=False,
         labels=(),
-        notes=(str(facts["note"]),),
+        notes=(note,),
         name="distilled sample {}".format,
     )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from edgekit.interrupts import held
 from edgekit.staging import NO_ROOM
 from edgekit_converters.errors import LoweringError
 from edgekit_converters.program import Program
@@ -63,7 +64,9 @@ def lower(
     try:
         while waiting or running:
             while waiting and len(running) < limit:
-                running.append(_Running(waiting.pop(0)))
+                # A worker that is not in the list yet could not be ended.
+                with held():
+                    running.append(_Running(waiting.pop(0)))
             for task in [t for t in running if t.finished()]:
                 running.remove(task)
                 failed |= task.errors(original)

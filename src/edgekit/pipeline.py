@@ -6,14 +6,9 @@ Each stage takes what the one before it gave and reaches back to nothing. Stages
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -24,6 +19,7 @@ from edgekit.bundle import Bundle, check_out
 from edgekit.clock import Clock, Progress
 from edgekit.errors import Interrupted, LoweringError, UsageError
 from edgekit.intake import load, metric_for, named, open_inputs
+from edgekit.interrupts import listening
 from edgekit.load import Candidate
 from edgekit.recipe import Recipe
 from edgekit.report import StageResult
@@ -80,7 +76,7 @@ def run(request: Request, progress: Progress = lambda _stage, _detail: None) -> 
     """
     check_out(request.out)
     # The caller may be in the middle of a training: its random numbers are not ours to spend.
-    with _listening() as interrupted, torch.random.fork_rng(devices=[]):
+    with listening() as interrupted, torch.random.fork_rng(devices=[]):
         torch.manual_seed(request.recipe.seed)
 
         at = ""
@@ -112,26 +108,6 @@ def _no_room(stop: BaseException, stage: str) -> UsageError:
         way_out="Close other programs, or set a smaller batch_size in [train] of the recipe, and go on with --resume; "
         "finished stages are kept.",
     )
-
-
-@contextmanager
-def _listening() -> Iterator[Callable[[], bool]]:
-    """Tell whether Ctrl-C was pressed: native libraries swallow the exception, or make another one of it."""
-    before, pressed = signal.getsignal(signal.SIGINT), False
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield lambda: False
-        return
-
-    def hear(number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        pressed = True
-        before(number, frame)
-
-    signal.signal(signal.SIGINT, hear)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _run(request: Request, progress: Progress) -> Bundle:

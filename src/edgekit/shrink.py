@@ -19,6 +19,7 @@ from edgekit.inputs import Inputs
 from edgekit.recipe import Recipe
 from edgekit.report import PruningResult
 from edgekit.stages.prune import (
+    Chosen,
     Curve,
     Structure,
     choose,
@@ -33,12 +34,13 @@ from edgekit.stages.prune import (
     trace,
 )
 from edgekit.stages.train import Tap, distill, load_student
-from edgekit.versions import versions
-from edgekit.workdir import WorkDir, stage_key
+from edgekit.workdir import Facts, WorkDir, stage_key
 from edgekit_converters.program import Program
 
 # Trained tensors, in the order of the state dict.
 WEIGHTS: Final = "weights.npz"
+# Which units stay.
+KEEP: Final = "keep.npy"
 # What can be pruned, and the damage.
 CURVES: Final = "curves.npz"
 
@@ -170,32 +172,29 @@ def _digest(program: Program) -> str:
 
 def _pruned(
     start: Program, shrunk: Shrunk, inputs: Inputs, recipe: Recipe, ratio: float, work: WorkDir, clock: Clock
-) -> tuple[Shrunk, tuple[Tap, ...], list[str]]:
+) -> tuple[Shrunk, tuple[Tap, ...], Sequence[str]]:
     """One round of pruning; `ratio` counts from the network before the first one."""
     structure = trace(shrunk.program)
-    key = stage_key(
-        "prune",
-        shrunk.key,
-        inputs.sha256,
-        asdict(recipe.prune),
-        ratio,
-        recipe.formats,
-        recipe.seed,
-        versions(),
-    )
+    settings = asdict(recipe.prune), ratio, recipe.formats
+    key = stage_key("prune", shrunk.key, inputs.sha256, settings, recipe.seed)
 
-    def make(folder: Path) -> dict[str, Any]:
+    def make(folder: Path) -> Facts:
         curves = _ranked(shrunk, structure, inputs, recipe, work, clock)
         chosen = choose(start, shrunk.program, structure, curves, recipe, ratio, step=clock.detail)
-        np.save(folder / "keep.npy", chosen.keep)
+        np.save(folder / KEEP, chosen.keep)
         return {
             "notes": chosen.notes,
             "predicted": dict(chosen.predicted),
             "results": [asdict(each) for each in chosen.results],
         }
 
-    folder, facts, _ = work.stage("prune", key, make)
-    keep = np.load(folder / "keep.npy", allow_pickle=False)
+    def read(folder: Path, facts: Facts) -> Chosen:
+        keep = np.load(folder / KEEP, allow_pickle=False)
+        predicted = {runtime: (before, after) for runtime, (before, after) in facts["predicted"].items()}
+        return Chosen(keep, predicted, tuple(map(_result, facts["results"])), tuple(facts["notes"]))
+
+    chosen = work.stage("prune", key, make, read)
+    keep = chosen.keep
     blocks = removable_branches(shrunk.program, structure, recipe.prune)
     program = remove(shrunk.program, structure, blocks, keep)
     count = macs(structure, blocks)
@@ -205,9 +204,8 @@ def _pruned(
         {"params": _params(program), "macs": round(count(keep))},
     )
     first = shrunk.macs or round(count(whole))
-    predicted = {runtime: (before, after) for runtime, (before, after) in facts["predicted"].items()}
-    pruning = (*shrunk.pruning, *map(_result, facts["results"]))
-    return Shrunk(program, key, first, predicted, pruning), _taps(structure, keep), facts["notes"]
+    pruning = (*shrunk.pruning, *chosen.results)
+    return Shrunk(program, key, first, chosen.predicted, pruning), _taps(structure, keep), chosen.notes
 
 
 def _result(kept: Mapping[str, Any]) -> PruningResult:
@@ -221,16 +219,18 @@ def _ranked(
 ) -> tuple[Curve, ...]:
     """Measure what can go, once for all ratios that are tried."""
     settings = replace(recipe.prune, ratio=0.0, rounds=1)
-    key = stage_key("rank", shrunk.key, inputs.sha256, asdict(settings), recipe.seed, versions())
+    key = stage_key("rank", shrunk.key, inputs.sha256, asdict(settings), recipe.seed)
 
-    def make(folder: Path) -> dict[str, Any]:
+    def make(folder: Path) -> Facts:
         curves = rank(shrunk.program, structure, inputs, recipe.prune, recipe.seed, step=clock.detail)
         np.savez(folder / CURVES, allow_pickle=False, **to_arrays(curves))
         return {"curves": len(curves)}
 
-    folder, facts, _ = work.stage("rank", key, make)
-    with np.load(folder / CURVES, allow_pickle=False) as arrays:
-        return from_arrays(arrays, facts["curves"])
+    def read(folder: Path, facts: Facts) -> tuple[Curve, ...]:
+        with np.load(folder / CURVES, allow_pickle=False) as arrays:
+            return from_arrays(arrays, facts["curves"])
+
+    return work.stage("rank", key, make, read)
 
 
 def _params(program: Program) -> int:
@@ -279,12 +279,12 @@ def _trained(
     metric: Metric,
     work: WorkDir,
     clock: Clock,
-) -> tuple[Shrunk, list[str]]:
+) -> tuple[Shrunk, Sequence[str]]:
     settings = replace(recipe.train, epochs=epochs)
     trained_on = inputs.training.sha256 if inputs.training else ""
-    key = stage_key("train", shrunk.key, trained_on, asdict(settings), metric.name, recipe.seed, versions())
+    key = stage_key("train", shrunk.key, trained_on, asdict(settings), metric.name, recipe.seed)
 
-    def make(folder: Path) -> dict[str, Any]:
+    def make(folder: Path) -> Facts:
         result = distill(
             shrunk.program,
             original,
@@ -300,11 +300,12 @@ def _trained(
         values = (result.history[0].value, result.best.value)
         return {"notes": list(result.notes), "values": values}
 
-    folder, facts, _ = work.stage("train", key, make)
-    before, after = facts["values"]
+    def read(folder: Path, facts: Facts) -> tuple[Program, list[float], Sequence[str]]:
+        return _with_weights(shrunk.program, folder / WEIGHTS), facts["values"], facts["notes"]
+
+    program, (before, after), notes = work.stage("train", key, make, read)
     clock.change({"value": before}, {"value": after})
-    program = _with_weights(shrunk.program, folder / WEIGHTS)
-    return replace(shrunk, program=program, key=key), facts["notes"]
+    return replace(shrunk, program=program, key=key), notes
 
 
 def _with_weights(program: Program, path: Path) -> Program:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import platform
-from importlib import metadata
-
-from edgekit import __version__
+__version__ = "0.1.0"
 
 
 def versions() -> dict[str, str]:
     """Distribution to version, of those that are installed."""
+    # `import edgekit` asks for the number above alone, and is to take no time.
+    import platform
+    from importlib import metadata
+
     names = (
         "torch",
         "torchao",

@@ -9,20 +9,27 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeVar
 
 from edgekit.errors import UsageError
 from edgekit.staging import NO_ROOM, held_by_another, lock_folder, unlock
+from edgekit.versions import versions
 
-_DONE = "done.json"
+Facts = dict[str, Any]
+"""Plain JSON values about the files of a stage."""
+Result = TypeVar("Result")
+
+_DONE: Final = "done.json"
+# What reading a folder ends in that is not there, or that another state of the sources left behind.
+_UNFIT: Final = (FileNotFoundError, NotADirectoryError, LookupError, TypeError, ValueError, AttributeError)
 
 
 class WorkDir:
     """A hidden folder beside the output that holds one folder per finished stage.
 
-    A stage is named by a key: the hash of everything that its result depends on. A folder without its marker
-    was interrupted and is made again. What a long stage wants to find again after an interrupt, it keeps in a
-    scratch folder.
+    A stage is named by a key, the hash of everything that its result depends on, and by the versions of the packages
+    that make it. A folder without its marker was interrupted and is made again, and so is one that cannot be read as
+    what it should hold. What a long stage wants to find again after an interrupt, it keeps in a scratch folder.
 
     The folder is locked by the process that works in it, from its first stage to `release` or the end of `with`.
 
@@ -69,29 +76,28 @@ class WorkDir:
             )
 
     def stage(
-        self, name: str, key: str, make: Callable[[Path], dict[str, Any]]
-    ) -> tuple[Path, dict[str, Any], bool]:
+        self, name: str, key: str, make: Callable[[Path], Facts], read: Callable[[Path, Facts], Result]
+    ) -> Result:
         """Run a stage, or find its result.
 
         Args:
             name: for people.
             key: from `stage_key`.
-            make: writes its files into the given empty folder and returns plain JSON values about them.
+            make: writes its files into the given empty folder and returns facts about them.
+            read: makes the result of the folder and the facts, the same whether they were found or just made.
 
         Returns:
-            The folder, what `make` returned, and whether it was found instead of made.
+            What `read` returns.
 
         Raises:
             UsageError: the folder cannot be written, or the disk is full; finished stages are kept.
         """
-        folder = self.path / f"{name}-{key[:16]}"
-        marker = folder / _DONE
-        if marker.exists():
-            found: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
-            return folder, found, True
+        folder = self._folder(name, key)
+        with contextlib.suppress(*_UNFIT):
+            return read(folder, _facts(folder))
         self._hold()
         try:
-            return folder, _make(folder, make), False
+            _make(folder, make)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
@@ -101,9 +107,10 @@ class WorkDir:
                 way_out="Free some room and go on with --resume, or choose another place with -o.",
             ) from error
         finally:
-            if not marker.exists():
+            if not (folder / _DONE).exists():
                 shutil.rmtree(folder, ignore_errors=True)
                 self._remove_if_empty()
+        return read(folder, _facts(folder))
 
     def scratch(self, name: str, key: str) -> Path:
         """Give a folder for work in progress, such as the checkpoints of a training.
@@ -122,9 +129,12 @@ class WorkDir:
             UsageError: it cannot be made.
         """
         self._hold()
-        folder = self.path / f"{name}-{key[:16]}.scratch"
+        folder = self._folder(name, key).with_suffix(".scratch")
         _make_folder(folder, exist_ok=True)
         return folder
+
+    def _folder(self, name: str, key: str) -> Path:
+        return self.path / f"{name}-{stage_key(key, versions())[:16]}"
 
     def _hold(self) -> None:
         """Make and lock the folder; what stands in the way is reported by whoever writes there."""
@@ -143,7 +153,18 @@ class WorkDir:
             self.release()
 
 
-def _make(folder: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+def _facts(folder: Path) -> Facts:
+    """What a finished stage says of itself.
+
+    Raises:
+        FileNotFoundError: it was not finished.
+        ValueError: no JSON.
+    """
+    found: Facts = json.loads((folder / _DONE).read_text(encoding="utf-8"))
+    return found
+
+
+def _make(folder: Path, make: Callable[[Path], Facts]) -> None:
     """Run a stage in an empty folder; the marker comes last, by one rename."""
     shutil.rmtree(folder, ignore_errors=True)
     _make_folder(folder, exist_ok=False)
@@ -154,7 +175,6 @@ def _make(folder: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any
         f.flush()
         os.fsync(f.fileno())
     temporary.replace(folder / _DONE)
-    return facts
 
 
 def _make_folder(folder: Path, *, exist_ok: bool) -> None:

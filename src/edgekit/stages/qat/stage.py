@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from edgekit.evaluate import Metric
 from edgekit.inputs import Inputs
 from edgekit.recipe import Recipe
 from edgekit.stages.qat.run import qat
 from edgekit.stages.quantize.rungs import FILES, STATIC, Settled, Variant
-from edgekit.versions import versions
-from edgekit.workdir import WorkDir, stage_key
-from edgekit_converters.program import Program, QuantizedProgram
-from edgekit_converters.store import load_program, save_program
+from edgekit.workdir import Facts, WorkDir, stage_key
+from edgekit_converters.program import Program
+from edgekit_converters.store import save_program
 
 
 def train_settled(
@@ -47,18 +45,10 @@ def train_settled(
         UsageError: as `qat` does.
     """
     trained_on = inputs.training.sha256 if inputs.training else ""
-    key = stage_key(
-        "qat",
-        settled.key,
-        trained_on,
-        asdict(recipe.train),
-        asdict(recipe.qat),
-        metric.name,
-        recipe.seed,
-        versions(),
-    )
+    settings = asdict(recipe.train), asdict(recipe.qat)
+    key = stage_key("qat", settled.key, trained_on, settings, metric.name, recipe.seed)
 
-    def make(folder: Path) -> dict[str, Any]:
+    def make(folder: Path) -> Facts:
         result = qat(
             settled.variants[STATIC].program,
             program,
@@ -74,8 +64,8 @@ def train_settled(
         save_program(result.program, folder / FILES[STATIC])
         return {"notes": list(result.notes)}
 
-    folder, facts, _ = work.stage("qat", key, make)
-    trained = load_program(folder / FILES[STATIC])
-    assert isinstance(trained, QuantizedProgram)
-    variants = {**settled.variants, STATIC: Variant(STATIC, trained, folder / FILES[STATIC])}
-    return replace(settled, variants=variants, key=key, notes=tuple(facts["notes"]))
+    def read(folder: Path, facts: Facts) -> Settled:
+        variants = {**settled.variants, STATIC: Variant.read(STATIC, folder)}
+        return replace(settled, variants=variants, key=key, notes=tuple(facts["notes"]))
+
+    return work.stage("qat", key, make, read)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from edgekit.stages.quantize.plan import BY_NAME, elementwise
 from edgekit.stages.quantize.rungs import FILES, STATIC, Settled, Variant
 from edgekit.stages.quantize.search import Choice, Setting, search
 from edgekit.stages.quantize.sensitivity import damage, describe_layers, layer_snr
-from edgekit.workdir import WorkDir, stage_key
+from edgekit.workdir import Facts, WorkDir, stage_key
 from edgekit_converters.parity import run_reference
 from edgekit_converters.program import Program, QuantizedProgram
 from edgekit_converters.store import save_program
@@ -55,9 +55,9 @@ def settle(
         step: told what is being done.
     """
     settings = asdict(recipe.quantize), recipe.budget.max_drop, recipe.seed
-    key = stage_key("quantize", model_sha256, inputs.sha256, settings, metric.name, torch.__version__)
+    key = stage_key("quantize", model_sha256, inputs.sha256, settings, metric.name)
 
-    def make(folder: Path) -> dict[str, Any]:
+    def make(folder: Path) -> Facts:
         judged = scoring(inputs)
         chosen = _within_budget(program, inputs, recipe, metric, judged, step)
         choice = chosen.choice
@@ -74,12 +74,13 @@ def settle(
             "islands": [*kept, *between] if between else [],
         }
 
-    folder, facts, _ = work.stage("quantize", key, make)
-    variants = {STATIC: Variant.read(STATIC, folder)}
-    layers = tuple(LayerResult(**layer) for layer in facts["layers"])
-    setting = Setting(**facts["setting"])
-    notes, islands, kept = (tuple(facts[name]) for name in ("notes", "islands", "kept"))
-    return Settled(variants, key, layers, notes, setting, islands, kept)
+    def read(folder: Path, facts: Facts) -> Settled:
+        layers = tuple(LayerResult(**layer) for layer in facts["layers"])
+        setting = Setting(**facts["setting"])
+        notes, islands, kept = (tuple(facts[name]) for name in ("notes", "islands", "kept"))
+        return Settled({STATIC: Variant.read(STATIC, folder)}, key, layers, notes, setting, islands, kept)
+
+    return work.stage("quantize", key, make, read)
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from edgekit.errors import UsageError
 from edgekit.inputs import Inputs
 from edgekit.recipe import Recipe
 from edgekit.report import LayerResult
 from edgekit.stages.quantize.search import Setting, rebuild, weights_only
-from edgekit.workdir import WorkDir, stage_key
+from edgekit.workdir import Facts, WorkDir, stage_key
 from edgekit_converters.program import DYNAMIC_RANGES, Program, QuantizedProgram
 from edgekit_converters.store import load_program, save_program
 
@@ -128,7 +128,7 @@ def settle_rung(
         return settled
     file = FILES[rung]
 
-    def make(folder: Path) -> dict[str, Any]:
+    def make(folder: Path) -> Facts:
         if rung == ISLANDS:
             quantized = rebuild(
                 program,
@@ -147,8 +147,11 @@ def settle_rung(
         save_program(quantized, folder / file)
         return {}
 
-    folder, _, _ = work.stage(Path(file).stem, stage_key(rung, settled.key), make)
-    return replace(settled, variants={**settled.variants, rung: Variant.read(rung, folder)})
+    def read(folder: Path, _: Facts) -> Variant:
+        return Variant.read(rung, folder)
+
+    found = work.stage(Path(file).stem, stage_key(rung, settled.key), make, read)
+    return replace(settled, variants={**settled.variants, rung: found})
 
 
 def _for_linear(share: float, recipe: Recipe) -> bool:
