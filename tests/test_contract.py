@@ -245,6 +245,7 @@ def test_the_wire_types_run_on_python_3_10_with_the_standard_library_alone(modul
         "__future__",
         "collections",
         "dataclasses",
+        "hashlib",
         "json",
         "math",
         "re",

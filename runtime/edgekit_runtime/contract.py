@@ -8,6 +8,7 @@ bytes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -32,11 +33,15 @@ from edgekit_runtime.strict_json import (
     within,
 )
 
-__all__ = ["Artifact", "Compatibility", "ContractError", "Grid", "Manifest", "TensorSpec"]
+__all__ = [
+    "Artifact", "Compatibility", "ContractError", "File", "Grid", "Manifest", "Release", "TensorSpec",
+]  # fmt: skip
 
 SCHEMA = 1
 MAX_RANK = 8
 MAX_TENSORS = 256
+MAX_FILES = 4096
+MANIFEST_FILE = "manifest.json"
 
 FORMATS = ("onnx", "tflite", "coreml")
 IO_DTYPES = ("float32", "int8", "uint8")
@@ -275,6 +280,88 @@ class Manifest:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of a release.
+
+    Attributes:
+        sha256: hex digest of its content.
+        size_bytes: its length.
+    """
+
+    sha256: str
+    size_bytes: int
+
+    def __post_init__(self) -> None:
+        check_pattern("sha256", self.sha256, _SHA256, "64 lower-case hexadecimal digits")
+        check_whole("size_bytes", self.size_bytes, 0, 2**53)
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """`release.json`: one version of a model as it is published, fetched and installed, file by file.
+
+    The hash of this document names the version wherever a device speaks of it, so that one hash vouches for
+    everything that the device runs.
+
+    Attributes:
+        name: name of the model.
+        version: version of the model.
+        files: path inside the bundle to file; `manifest.json` is one of them.
+    """
+
+    name: str
+    version: str
+    files: Mapping[str, File]
+
+    def __post_init__(self) -> None:
+        check_text("name", self.name, empty=False)
+        check_pattern("version", self.version, _VERSION, "letters, digits and .+_-, at most 64")
+        if not 1 <= len(self.files) <= MAX_FILES:
+            raise ContractError("files", f"{len(self.files)} files", f"from 1 to {MAX_FILES}")
+        for path in self.files:
+            check_file("files", path)
+        if MANIFEST_FILE not in self.files:
+            raise ContractError("files", "no manifest.json", "the manifest of the bundle")
+        folders = {
+            path[:cut] for path in self.files for cut in range(len(path)) if path[cut] == "/"
+        }  # fmt: skip
+        if both := folders & set(self.files):
+            raise ContractError("files", f"{min(both)} as a file and as a folder", "one of them")
+
+    @property
+    def id(self) -> str:
+        """Sha256 (hex) of the canonical document."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @property
+    def size_bytes(self) -> int:
+        """What the files take on a disk where equal ones are kept once."""
+        return sum({file.sha256: file.size_bytes for file in self.files.values()}.values())
+
+    def to_json(self) -> str:
+        """Return the canonical document."""
+        files = {path: {"sha256": f.sha256, "size_bytes": f.size_bytes} for path, f in self.files.items()}
+        tree = {"schema": SCHEMA, "name": self.name, "version": self.version, "files": files}
+        return json.dumps(tree, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, document: str | bytes) -> Release:
+        """Read a release.
+
+        Args:
+            document: the whole of `release.json`.
+
+        Raises:
+            ContractError: the document breaks the contract; the error names the key.
+        """
+        top = Fields(parse(document), "", required=("schema", "name", "version", "files"))
+        if (schema := top.whole("schema")) != SCHEMA:
+            raise ContractError("schema", str(schema), f"{SCHEMA}; a newer edgekit-runtime may read it")
+        files = {path: _read_file(value, f"files.{path}") for path, value in top.mapping("files").items()}
+        return cls(name=top.text("name"), version=top.text("version"), files=files)
+
+
 _MANIFEST_KEYS = (
     *("schema", "name", "version", "task", "inputs", "outputs", "labels"),
     *("preprocessing", "artifacts", "compatibility", "provenance"),
@@ -325,6 +412,12 @@ def _read_artifact(value: object, path: str) -> Artifact:
     size = fields.whole("size_bytes")
     inputs, outputs = fields.each("input_grids", _read_grid), fields.each("output_grids", _read_grid)
     return within(path, lambda: Artifact(**text, size_bytes=size, input_grids=inputs, output_grids=outputs))
+
+
+def _read_file(value: object, path: str) -> File:
+    fields = Fields(value, path, required=("sha256", "size_bytes"))
+    sha256, size = fields.text("sha256"), fields.whole("size_bytes")
+    return within(path, lambda: File(sha256=sha256, size_bytes=size))
 
 
 def _read_compatibility(value: object, path: str) -> Compatibility:

@@ -1,0 +1,73 @@
+"""What changes a store on disk, operation by operation.
+
+A store is safe after a power cut only because of the order in which it writes, syncs and renames. All of that goes
+through here: a test records the operations and rebuilds whatever a cut between any two of them may leave behind.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class Disk:
+    """The operations, as the system has them; each raises OSError as the system does."""
+
+    def make_folder(self, path: Path) -> None:
+        """Make one folder; its parent exists."""
+        path.mkdir(mode=0o755)
+
+    def write(self, path: Path, parts: Iterable[bytes], *, at: int = 0) -> None:
+        """Write parts into a file from byte `at` on, and cut off what it held beyond them.
+
+        Nothing of it is safe before `sync`.
+        """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+        with os.fdopen(os.open(path, flags, 0o644), "wb") as file:
+            file.seek(at)
+            for part in parts:
+                file.write(part)
+            file.truncate()
+
+    def sync(self, path: Path) -> None:
+        """Return when the content of a file is on the disk."""
+        _sync(path, os.O_RDONLY)
+
+    def sync_folder(self, path: Path) -> None:
+        """Return when the names in a folder are on the disk."""
+        _sync(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Give a file another name, in one step, in the place of what had that name."""
+        source.replace(target)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file; nothing where there is none."""
+        path.unlink(missing_ok=True)
+
+
+def replace(disk: Disk, path: Path, content: bytes, *, keep: Path | None = None) -> None:
+    """Put a file in the place of another so that, whenever the power goes, one of the two is there whole.
+
+    Args:
+        disk: to write to.
+        path: of the file.
+        content: of the new file.
+        keep: name that the file before gets, in the same folder.
+    """
+    new = path.with_name(f"{path.name}.new")
+    disk.write(new, (content,))
+    disk.sync(new)
+    if keep is not None and path.exists():
+        disk.rename(path, keep)
+    disk.rename(new, path)
+    disk.sync_folder(path.parent)
+
+
+def _sync(path: Path, flags: int) -> None:
+    handle = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

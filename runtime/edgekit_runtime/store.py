@@ -1,0 +1,398 @@
+"""Versions on the device's disk: blobs named by their hash, and one state that points at them.
+
+```
+STORE/
+  blobs/<sha256>         a file of a release, or the document of a release itself; never changed
+  incoming/<sha256>      a blob on its way in
+  state.json             what is live, and where an update is; replaced whole
+  state.before.json      the one before it
+  lock                   held for the moment in which the state changes
+  driver                 held by the process that carries an update out
+```
+
+A blob gets its name only when its content is on the disk and has that hash; a state is written only when every blob
+that it points at has its name. So whatever a power cut leaves, the state that is there can be served.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from edgekit_runtime import state as states
+from edgekit_runtime.contract import ContractError, File, Manifest, Release
+from edgekit_runtime.disk import Disk, replace
+from edgekit_runtime.errors import ArtifactError, StoreError
+from edgekit_runtime.state import State
+
+CHUNK_BYTES: Final = 1 << 20
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# A state takes a few kilobytes, and twice that while it is replaced; what is left is for logs of the system.
+SPARE_BYTES: Final = 1 << 20
+MAX_RELEASE_BYTES: Final = 4 << 20
+MAX_STATE_BYTES: Final = 1 << 20
+
+
+class Store:
+    """The versions of one model on one device.
+
+    Reading needs no lock: files never change under their name. The state changes inside `locked()`; blobs come and go
+    inside `driven()`, so that an application never waits for a transfer.
+
+    Args:
+        path: folder of the store.
+        disk: does what changes it.
+        quota_bytes: what all versions together may take; None leaves it to the disk.
+    """
+
+    def __init__(self, path: Path, *, disk: Disk | None = None, quota_bytes: int | None = None) -> None:
+        self.path, self.disk, self.quota_bytes = path, disk or Disk(), quota_bytes
+        self.blobs, self.incoming = path / "blobs", path / "incoming"
+        self._state, self._before = path / "state.json", path / "state.before.json"
+
+    def make(self) -> None:
+        """Make the folders of a store; what is there stays.
+
+        Raises:
+            StoreError: they cannot be made.
+        """
+        with _told(self.path):
+            missing = [each for each in (self.path, *self.path.parents) if not each.exists()]
+            for folder in [*reversed(missing), self.blobs, self.incoming]:
+                if not folder.exists():
+                    self.disk.make_folder(folder)
+                    self.disk.sync_folder(folder.parent)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only one that changes the state; waits for others, who need milliseconds.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        with self._lock("lock", fcntl.LOCK_EX):
+            yield
+
+    @contextmanager
+    def driven(self) -> Iterator[None]:
+        """Be the only one that carries updates out.
+
+        Raises:
+            StoreError: another process does, or the store cannot be written.
+        """
+        with self._lock("driver", fcntl.LOCK_EX | fcntl.LOCK_NB):
+            yield
+
+    @contextmanager
+    def _lock(self, name: str, how: int) -> Iterator[None]:
+        """The system gives a lock back with the process, however that ends."""
+        with _told(self.path):
+            handle = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            try:
+                fcntl.flock(handle, how)
+            except BlockingIOError:
+                raise StoreError(
+                    f"{self.path}: another process carries an update out",
+                    expected="one agent, or one command, at a time",
+                    way_out="Wait for it; `edgekit-runtime status` only reads and works meanwhile.",
+                    code="store_busy",
+                ) from None
+            yield
+        finally:
+            os.close(handle)
+
+    # What is live
+
+    def state(self) -> State:
+        """The state as it was persisted last; an empty one where nothing ever was.
+
+        Raises:
+            StoreError: both copies are damaged, or cannot be read.
+        """
+        damaged: list[str] = []
+        for path in (self._state, self._before):
+            try:
+                with path.open("rb") as file:
+                    return states.from_json(file.read(MAX_STATE_BYTES))
+            except FileNotFoundError:
+                continue
+            except ContractError as error:
+                damaged.append(f"{path.name}: {error}")
+            except OSError as error:
+                raise _store_error(path, error) from error
+        if damaged:
+            raise StoreError(
+                f"{self.path}: the state is damaged ({'; '.join(damaged)})",
+                expected="one whole copy of two",
+                way_out="Look at the disk, then move both files away and install a version again.",
+                code="state_damaged",
+            )
+        return State()
+
+    def save(self, state: State) -> None:
+        """Persist a state; when this returns, no power cut brings the one before back.
+
+        Raises:
+            StoreError: the disk is full, or cannot be written. What was persisted before holds.
+        """
+        with _told(self._state):
+            # A damaged copy must not take the place of a whole one.
+            whole = _reads(self._state)
+            replace(self.disk, self._state, states.to_json(state), keep=self._before if whole else None)
+
+    # What versions are made of
+
+    def blob(self, sha256: str) -> Path:
+        """Where the content with this hash lies, or would."""
+        return self.blobs / sha256
+
+    def release(self, release: str) -> Release:
+        """The document of a release that is in the store.
+
+        Raises:
+            ArtifactError: it is not there, or is damaged.
+        """
+        try:
+            with self.blob(release).open("rb") as file:
+                document = file.read(MAX_RELEASE_BYTES)
+            found = Release.from_json(document)
+        except FileNotFoundError:
+            raise _artifact_error(self.blob(release), "is not there", "missing") from None
+        except ContractError as error:
+            raise _artifact_error(self.blob(release), f"is no release: {error}", "damaged") from error
+        except OSError as error:
+            raise _store_error(self.blob(release), error) from error
+        if found.id != release:
+            raise _artifact_error(self.blob(release), "has another hash than its name", "damaged")
+        return found
+
+    def manifest(self, release: Release) -> Manifest:
+        """The manifest of a release in the store.
+
+        Raises:
+            ArtifactError: it is damaged, or is no manifest.
+        """
+        path = self.blob(release.files["manifest.json"].sha256)
+        try:
+            return Manifest.from_json(path.read_bytes())
+        except FileNotFoundError:
+            raise _artifact_error(path, "is not there", "missing") from None
+        except ContractError as error:
+            raise _artifact_error(path, f"is no manifest: {error}", "manifest") from error
+
+    def missing(self, release: Release) -> dict[str, File]:
+        """Files of a release whose blobs are not there yet: hash to file."""
+        files = {file.sha256: file for file in release.files.values()}
+        return {sha256: file for sha256, file in files.items() if not self.blob(sha256).exists()}
+
+    def check_room(self, release: Release, state: State) -> None:
+        """Hold what a release would add against the quota and the disk, before a byte of it is fetched.
+
+        Raises:
+            StoreError: it does not fit beside what is never deleted.
+        """
+        added = sum(file.size_bytes for file in self.missing(release).values())
+        held = sum(self._size(sha256) for sha256 in self.reachable(state))
+        if self.quota_bytes is not None and held + added > self.quota_bytes:
+            raise StoreError(
+                f"{self.path}: {release.name} {release.version} adds {added:,} bytes to {held:,} that are in use",
+                expected=f"at most {self.quota_bytes:,} bytes for all versions",
+                way_out="Raise the quota, or publish a smaller bundle with fewer formats.",
+                code="quota",
+            )
+        free = shutil.disk_usage(self.path).free
+        if added + SPARE_BYTES > free:
+            raise StoreError(
+                f"{self.path}: {release.name} {release.version} adds {added:,} bytes, {free:,} are free",
+                expected=f"{SPARE_BYTES:,} bytes to spare",
+                way_out="Free some room on this disk; `edgekit-runtime gc` removes what no version needs.",
+                code="no_room",
+            )
+
+    def add(self, sha256: str, size_bytes: int, parts: Iterable[bytes], *, at: int = 0) -> Path:
+        """Take a blob in.
+
+        Args:
+            sha256: that the content has to have.
+            size_bytes: that it has to have.
+            parts: of the content, from byte `at` on.
+            at: bytes that an earlier call, which was cut off, left in `incoming`.
+
+        Returns:
+            Its path; the content is on the disk.
+
+        Raises:
+            ArtifactError: the content is another; nothing of it is kept.
+            StoreError: the disk is full, or cannot be written; what came in stays for the next try, but not on a full
+                disk, where the state needs the room to say so.
+        """
+        part, blob = self.incoming / sha256, self.blob(sha256)
+        with _told(part):
+            try:
+                self.disk.write(part, _at_most(parts, size_bytes - at), at=at)
+                self.disk.sync(part)
+            except OSError as error:
+                if error.errno in NO_ROOM:
+                    self.disk.remove(part)
+                raise
+            size, found = part.stat().st_size, hash_file(part)
+            if size != size_bytes or found != sha256:
+                self.disk.remove(part)
+                raise _artifact_error(part, f"has {size:,} bytes with the hash {found[:16]}…", "damaged")
+            self.disk.rename(part, blob)
+            self.disk.sync_folder(self.blobs)
+        return blob
+
+    def received(self, sha256: str) -> int:
+        """Bytes of a blob that came in before its transfer was cut off."""
+        return self._size(sha256, self.incoming)
+
+    def add_release(self, release: Release, read: Callable[[str], Iterable[bytes]]) -> None:
+        """Take everything in that a release is made of and the store does not have.
+
+        Args:
+            release: its document goes in last: where it is, all of it was.
+            read: path inside the bundle → parts of the content.
+
+        Raises:
+            ArtifactError: a file is not what the release says.
+            StoreError: as `check_room` and `add`.
+        """
+        self.check_room(release, self.state())
+        paths = {file.sha256: path for path, file in release.files.items()}
+        for sha256, file in self.missing(release).items():
+            self.add(sha256, file.size_bytes, read(paths[sha256]))
+        document = release.to_json().encode()
+        self.add(release.id, len(document), (document,))
+
+    def check(self, release: Release) -> None:
+        """Read every file of a release again and hold it against its hash; a damaged one is removed.
+
+        Raises:
+            ArtifactError: one is damaged or missing.
+        """
+        for path, file in release.files.items():
+            blob = self.blob(file.sha256)
+            try:
+                found = hash_file(blob)
+            except FileNotFoundError:
+                raise _artifact_error(blob, f"({path}) is not there", "missing") from None
+            except OSError as error:
+                raise _store_error(blob, error) from error
+            if found != file.sha256:
+                with _told(blob):
+                    self.disk.remove(blob)
+                raise _artifact_error(blob, f"({path}) has another hash than its name", "damaged")
+
+    # What no version needs
+
+    def reachable(self, state: State) -> frozenset[str]:
+        """Names of the blobs that slots point at.
+
+        Raises:
+            ArtifactError: the document of a version is damaged, so that nobody knows what it needs.
+        """
+        found = set(state.held)
+        for release in state.held:
+            # The document of a candidate comes last.
+            if release != state.candidate or self.blob(release).exists():
+                found |= {file.sha256 for file in self.release(release).files.values()}
+        return frozenset(found)
+
+    def collect(self, state: State) -> int:
+        """Remove what no slot points at; nothing while a candidate is on its way, whose parts nobody knows yet.
+
+        Args:
+            state: as it is persisted.
+
+        Returns:
+            Bytes that became free.
+
+        Raises:
+            ArtifactError: as `reachable`; nothing is removed.
+            StoreError: the disk cannot be written.
+        """
+        if state.candidate is not None:
+            return 0
+        kept = self.reachable(state)
+        freed = 0
+        with _told(self.path):
+            for path in (*sorted(self.blobs.iterdir()), *sorted(self.incoming.iterdir())):
+                if path.parent == self.incoming or path.name not in kept:
+                    freed += path.stat().st_size
+                    self.disk.remove(path)
+        return freed
+
+    def _size(self, name: str, folder: Path | None = None) -> int:
+        try:
+            return ((folder or self.blobs) / name).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+
+def hash_file(path: Path) -> str:
+    """Sha256 (hex) of a file, read in parts.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(CHUNK_BYTES):
+            total.update(part)
+    return total.hexdigest()
+
+
+def _at_most(parts: Iterable[bytes], left: int) -> Iterator[bytes]:
+    """Parts up to one byte more than there should be: endless data fills no disk, and is found out by its length."""
+    for part in parts:
+        if left < 0:
+            return
+        yield part[: left + 1]
+        left -= len(part)
+
+
+def _reads(path: Path) -> bool:
+    try:
+        states.from_json(path.read_bytes())
+    except (FileNotFoundError, ContractError):
+        return False
+    return True
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Let errors of the system name the file and the way out."""
+    try:
+        yield
+    except OSError as error:
+        raise _store_error(path, error) from error
+
+
+def _store_error(path: Path, error: OSError) -> StoreError:
+    full = error.errno in NO_ROOM
+    return StoreError(
+        f"{error.filename or path}: {error.strerror or error}",
+        expected="a store that this user can read and write, with room left",
+        way_out="Free some room; `edgekit-runtime gc` removes what no version needs."
+        if full
+        else "Run as the user who owns the store, or look at the disk.",
+        code="no_room" if full else "disk",
+    )
+
+
+def _artifact_error(path: Path, found: str, code: str) -> ArtifactError:
+    return ArtifactError(
+        f"{path}: {found}",
+        expected="the bytes that the release names",
+        way_out="Install the version again.",
+        code=code,
+    )
