@@ -4,7 +4,9 @@
 DeviceError            says what was found, what was expected and the way out; has an exit status and a code
 ├── StoreError         the store cannot be read, written or locked
 ├── ArtifactError      a release is damaged, incomplete, or lies about itself; it is never activated
-└── RefusedError       the version manager does not take an event, by its rules
+├── RefusedError       the version manager does not take an event, by its rules
+├── BackendError       no backend runs a file here, or the one that is here refuses it
+└── InputError         what was given to a model does not fit its inputs
 ```
 
 Reason codes are short, stable and lower case: they are stored, reported and counted.
@@ -44,3 +46,11 @@ class RefusedError(DeviceError):
     """The version manager does not take an event, by its rules."""
 
     exit_code = 3
+
+
+class BackendError(DeviceError):
+    """No backend runs this file here, or the one that is here refuses it."""
+
+
+class InputError(DeviceError):
+    """What was given to a model does not fit its inputs."""

@@ -64,6 +64,7 @@ class Manager:
         stage: tries a release out on this device.
         limits: of probation.
         now: seconds since 1970; only dates reports.
+        told: hears why a step failed, for people; the code of it is persisted.
     """
 
     def __init__(
@@ -74,8 +75,9 @@ class Manager:
         stage: Deed,
         limits: Limits = DEFAULT_LIMITS,
         now: Callable[[], float] = time.time,
+        told: Callable[[DeviceError], None] = lambda _: None,
     ) -> None:
-        self.store, self.limits, self._now = store, limits, now
+        self.store, self.limits, self._now, self.told = store, limits, now, told
         self._deeds: Mapping[str, Deed] = {
             FETCH: fetch,
             VERIFY: self._verify,
@@ -134,8 +136,10 @@ class Manager:
         try:
             self._deeds[action.phase](action.release)
         except ArtifactError as error:
+            self.told(error)
             return Failed(action.phase, error.code, passing=error.code in TRANSFER)
         except DeviceError as error:
+            self.told(error)
             return Failed(action.phase, error.code, passing=True)
         return Done(action.phase)
 

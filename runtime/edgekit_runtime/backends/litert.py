@@ -1,0 +1,112 @@
+"""TFLite files in LiteRT, or in `tflite_runtime` on older images."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit_runtime.backends import BACKENDS, Array, Port, Settings, import_backend
+from edgekit_runtime.errors import BackendError
+
+
+class _Session:
+    """An interpreter has one set of buffers: calls from several threads take turns."""
+
+    __slots__ = ("_indices", "_interpreter", "_lock", "_results", "_shapes", "inputs", "outputs")
+
+    def __init__(self, interpreter: Any) -> None:
+        self._interpreter = interpreter
+        ends_in, ends_out = _ends(interpreter)
+        self.inputs = tuple(_port(name, detail) for name, detail in ends_in)
+        self.outputs = tuple(_port(name, detail) for name, detail in ends_out)
+        self._indices = [detail["index"] for _, detail in ends_in]
+        self._shapes = [tuple(int(n) for n in detail["shape"]) for _, detail in ends_in]
+        self._results = [detail["index"] for _, detail in ends_out]
+        self._lock = threading.Lock()
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        interpreter = self._interpreter
+        with self._lock:
+            for k, array in enumerate(arrays):
+                if array.shape != self._shapes[k]:
+                    self._resize(arrays)
+                    break
+            for index, array in zip(self._indices, arrays, strict=True):
+                interpreter.set_tensor(index, array)
+            interpreter.invoke()
+            return [interpreter.get_tensor(index) for index in self._results]
+
+    def _resize(self, arrays: Sequence[Array]) -> None:
+        for index, array in zip(self._indices, arrays, strict=True):
+            self._interpreter.resize_tensor_input(index, array.shape, strict=True)
+        self._interpreter.allocate_tensors()
+        self._shapes = [array.shape for array in arrays]
+
+
+def open_file(path: Path, settings: Settings) -> _Session:
+    """Load a file and allocate its tensors.
+
+    Raises:
+        BackendError: no interpreter is installed, a delegate cannot be loaded, or it is no TFLite file.
+    """
+    module = import_backend(BACKENDS["tflite"])
+    with path.open("rb") as file:
+        head = file.read(8)
+    # A file without the identifier can bring the C++ interpreter down, so it is not even tried.
+    if head[4:8] != b"TFL3":
+        raise BackendError(
+            f"{path}: begins with {head!r}",
+            expected="a TFLite file, with the identifier TFL3",
+            way_out="Give the file that the exporter wrote.",
+            code="load",
+        )
+    more = {}
+    if settings.delegates:
+        more["experimental_delegates"] = [_delegate(module, library) for library in settings.delegates]
+    interpreter = module.Interpreter(model_path=str(path), num_threads=settings.threads, **more)
+    interpreter.allocate_tensors()
+    return _Session(interpreter)
+
+
+def _delegate(module: Any, library: str) -> Any:
+    try:
+        # The interpreter's own loader leaves a broken object behind where the library is not there.
+        ctypes.CDLL(library)
+        return module.load_delegate(library)
+    except (OSError, ValueError) as error:
+        raise BackendError(
+            f"{library}: {error}",
+            expected="a delegate for this board",
+            way_out="Install the delegate's library, or leave it out.",
+            code="no_delegate",
+        ) from error
+
+
+def _ends(interpreter: Any) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
+    """(name, details) of inputs and outputs, by the names of the signature where there is one."""
+    signatures = interpreter.get_signature_list()
+    plain_in, plain_out = interpreter.get_input_details(), interpreter.get_output_details()
+    if len(signatures) != 1:
+        return [(d["name"], d) for d in plain_in], [(d["name"], d) for d in plain_out]
+    runner = interpreter.get_signature_runner(next(iter(signatures)))
+    return (
+        _named(runner.get_input_details(), plain_in),
+        _named(runner.get_output_details(), plain_out),
+    )
+
+
+def _named(named: dict[str, Any], plain: Sequence[Any]) -> list[tuple[str, Any]]:
+    """Names of the signature, in the order of the graph; two outputs may be one tensor."""
+    order = {detail["index"]: place for place, detail in enumerate(plain)}
+    return sorted(named.items(), key=lambda item: order.get(item[1]["index"], len(order)))
+
+
+def _port(name: str, detail: Any) -> Port:
+    scale, zero_point = detail["quantization"]
+    shape = tuple(int(n) for n in detail.get("shape_signature", detail["shape"]))
+    return Port(name, np.dtype(detail["dtype"]), shape, float(scale), int(zero_point))

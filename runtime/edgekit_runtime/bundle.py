@@ -1,0 +1,154 @@
+"""A bundle on disk as a device takes it: the files that its manifest names, none that lead elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from edgekit_runtime.contract import Artifact, ContractError, File, Manifest, Release
+from edgekit_runtime.errors import ArtifactError
+
+MANIFEST: Final = "manifest.json"
+MAX_MANIFEST_BYTES: Final = 4 << 20
+CHUNK_BYTES: Final = 1 << 20
+
+Locate = Callable[[str], Path]
+"""Path inside the bundle → where that file lies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A directory with a manifest.
+
+    Attributes:
+        path: of the directory.
+        manifest: read and checked.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @staticmethod
+    def open(path: Path) -> Bundle:
+        """Read the manifest of a directory.
+
+        Raises:
+            ArtifactError: there is none, or it breaks the contract.
+        """
+        file = path / MANIFEST
+        try:
+            with file.open("rb") as stream:
+                return Bundle(path, Manifest.from_json(stream.read(MAX_MANIFEST_BYTES + 1)))
+        except OSError as error:
+            raise _no_bundle(file, error.strerror or str(error)) from error
+        except ContractError as error:
+            raise _no_bundle(file, str(error)) from error
+
+    def locate(self, name: str) -> Path:
+        """Where a file of the bundle lies.
+
+        Raises:
+            ArtifactError: it is missing, or a link, which could lead anywhere.
+        """
+        place = self.path
+        for part in name.split("/"):
+            place /= part
+            try:
+                mode = place.lstat().st_mode
+            except OSError as error:
+                raise _no_bundle(place, error.strerror or str(error)) from error
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise _no_bundle(place, "is neither a file nor a directory")
+        return place
+
+    def release(self) -> Release:
+        """The release that this bundle is: what a device needs of it, by hash.
+
+        Raises:
+            ArtifactError: a file is missing, is a link, or is not what the manifest says.
+        """
+        names = {MANIFEST}
+        for artifact in self.manifest.artifacts:
+            check_artifact(artifact, self.locate(artifact.file))
+            names |= {artifact.golden, *self._below(artifact.file)}
+        return Release(
+            self.manifest.name, self.manifest.version, {name: self._file(name) for name in sorted(names)}
+        )
+
+    def read(self, name: str) -> Iterator[bytes]:
+        """The content of a file, in parts."""
+        with self.locate(name).open("rb") as stream:
+            while part := stream.read(CHUNK_BYTES):
+                yield part
+
+    def _file(self, name: str) -> File:
+        total, size = hashlib.sha256(), 0
+        for part in self.read(name):
+            total.update(part)
+            size += len(part)
+        return File(total.hexdigest(), size)
+
+    def _below(self, name: str) -> Iterator[str]:
+        place = self.locate(name)
+        if place.is_file():
+            yield name
+            return
+        for folder, _, files in os.walk(place):
+            for file in files:
+                yield Path(folder, file).relative_to(self.path).as_posix()
+
+
+def locate_in(release: Release, blob: Callable[[str], Path]) -> Locate:
+    """Where the files of a release lie among the blobs of a store."""
+    files: Mapping[str, File] = release.files
+
+    def locate(name: str) -> Path:
+        if name not in files:
+            raise ArtifactError(
+                f"the release has no {name}",
+                expected=f"one of {', '.join(sorted(files)[:8])}",
+                way_out="Publish the bundle again.",
+                code="missing",
+            )
+        return blob(files[name].sha256)
+
+    return locate
+
+
+def check_artifact(artifact: Artifact, path: Path) -> None:
+    """Hold a model file against its manifest; of a package, its files vouch for themselves in the release.
+
+    Raises:
+        ArtifactError: another length or hash.
+    """
+    if path.is_dir():
+        return
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            total = hashlib.sha256()
+            while part := stream.read(CHUNK_BYTES):
+                total.update(part)
+    except OSError as error:
+        raise _no_bundle(path, error.strerror or str(error)) from error
+    if size != artifact.size_bytes or total.hexdigest() != artifact.sha256:
+        raise ArtifactError(
+            f"{path}: {size:,} bytes with the hash {total.hexdigest()[:16]}…",
+            expected=f"{artifact.size_bytes:,} bytes with the hash {artifact.sha256[:16]}…, as the manifest says",
+            way_out="Copy the bundle again, whole.",
+            code="damaged",
+        )
+
+
+def _no_bundle(path: Path, found: str) -> ArtifactError:
+    return ArtifactError(
+        f"{path}: {found}",
+        expected="a bundle: a directory that `edgekit compress` wrote",
+        way_out="Copy the bundle again, whole.",
+        code="bundle",
+    )

@@ -1,0 +1,150 @@
+"""Golden vectors: inputs whose outputs are known, to find out whether this chip computes what was evaluated."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.lib import format as npy
+
+from edgekit_runtime.backends import Array
+from edgekit_runtime.errors import ArtifactError
+
+layout: Any = npy  # without types in numpy 2
+# What golden vectors may take once they are read; a file of a few kilobytes may claim any size.
+MAX_BYTES: Final = 256 << 20
+MAX_ARRAYS: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """Known answers.
+
+    Attributes:
+        inputs: one array `[n, ...]` per input of the model.
+        outputs: real values of the reference, one array `[n, ...]` per output.
+        step: size of one step of each output.
+        tolerance_steps: that each output may be off.
+    """
+
+    inputs: tuple[Array, ...]
+    outputs: tuple[Array, ...]
+    step: tuple[float, ...]
+    tolerance_steps: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTest:
+    """What came of it.
+
+    Attributes:
+        n: samples.
+        worst_steps: largest distance from the known answer, in steps of its output.
+        allowed_steps: for that output.
+        ok: every output is within its tolerance, and a number.
+    """
+
+    n: int
+    worst_steps: float
+    allowed_steps: float
+    ok: bool
+
+
+def read_golden(path: Path) -> Golden:
+    """Read golden vectors; sizes are checked before anything is unpacked, and nothing is unpickled.
+
+    Raises:
+        ArtifactError: it is no such file.
+    """
+    try:
+        arrays = _arrays(path)
+        found = Golden(
+            _numbered(arrays, "input_"),
+            _numbered(arrays, "output_"),
+            tuple(float(each) for each in arrays["step"]),
+            tuple(float(each) for each in arrays["tolerance_steps"]),
+        )
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        zipfile.BadZipFile,
+        NotImplementedError,
+    ) as error:
+        raise _no_golden(path, str(error)) from error
+    counts = {len(array) if array.ndim else 0 for array in (*found.inputs, *found.outputs)}
+    if len(counts) != 1 or counts == {0} or not found.outputs:
+        raise _no_golden(path, f"samples of its arrays: {sorted(counts)}")
+    steps = (*found.step, *found.tolerance_steps)
+    if {len(found.step), len(found.tolerance_steps)} != {len(found.outputs)} or not (
+        all(np.isfinite(steps)) and min(found.step) > 0 and min(found.tolerance_steps) >= 0
+    ):
+        raise _no_golden(path, f"steps {found.step}, tolerances {found.tolerance_steps}")
+    return found
+
+
+def compare(golden: Golden, outputs: Sequence[Array]) -> SelfTest:
+    """Hold outputs against the known ones.
+
+    Args:
+        golden: known answers.
+        outputs: one array `[n, ...]` per output.
+
+    Returns:
+        The output that is farthest off in relation to its tolerance; NaN is infinitely far.
+    """
+    worst, allowed = 0.0, golden.tolerance_steps[0]
+    for known, found, step, tolerance in zip(
+        golden.outputs, outputs, golden.step, golden.tolerance_steps, strict=True
+    ):
+        if known.shape != found.shape:
+            return SelfTest(len(known), float("inf"), tolerance, ok=False)
+        with np.errstate(invalid="ignore", over="ignore"):
+            far = np.abs(found.astype(np.float64) - known.astype(np.float64)) / step
+        steps = float(np.where(np.isnan(far), np.inf, far).max(initial=0.0))
+        if steps - tolerance > worst - allowed:
+            worst, allowed = steps, tolerance
+    # The known answers are float32: their last digits are no difference.
+    return SelfTest(len(golden.outputs[0]), worst, allowed, worst <= allowed + 1e-3)
+
+
+def _arrays(path: Path) -> Mapping[str, Array]:
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if len(entries) > MAX_ARRAYS or sum(entry.file_size for entry in entries) > MAX_BYTES:
+            raise ValueError(f"{len(entries)} arrays of {sum(e.file_size for e in entries):,} bytes")
+        return {entry.filename.removesuffix(".npy"): _array(archive, entry) for entry in entries}
+
+
+def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Array:
+    with archive.open(entry) as stream:
+        version = layout.read_magic(stream)
+        read = layout.read_array_header_1_0 if version == (1, 0) else layout.read_array_header_2_0
+        shape, _, dtype = read(stream)
+        if dtype.hasobject or dtype.kind not in "fiub":
+            raise ValueError(f"{entry.filename} holds {dtype}")
+        if dtype.itemsize * float(np.prod([float(n) for n in shape])) > entry.file_size:
+            raise ValueError(f"{entry.filename} claims the shape {shape}")
+    with archive.open(entry) as stream:
+        found: Array = layout.read_array(stream, allow_pickle=False)
+        return found
+
+
+def _numbered(arrays: Mapping[str, Array], prefix: str) -> tuple[Array, ...]:
+    count = sum(name.startswith(prefix) for name in arrays)
+    return tuple(arrays[f"{prefix}{index}"] for index in range(count))
+
+
+def _no_golden(path: Path, found: Any) -> ArtifactError:
+    return ArtifactError(
+        f"{path}: {found}",
+        expected="golden vectors in .npz",
+        way_out="Write the bundle again with `edgekit compress`.",
+        code="golden_file",
+    )

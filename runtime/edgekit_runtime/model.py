@@ -1,0 +1,282 @@
+"""`Model`: one way to run a file, whatever backend runs it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from edgekit_runtime.backends import BACKENDS, Array, Session, Settings, installed, open_session
+from edgekit_runtime.bundle import MANIFEST, Bundle, Locate, check_artifact
+from edgekit_runtime.contract import Artifact, Manifest
+from edgekit_runtime.ends import End, fit, of_file, of_manifest
+from edgekit_runtime.errors import ArtifactError, BackendError, InputError
+from edgekit_runtime.golden import SelfTest, compare, read_golden
+
+# A package runs on macOS alone, where nothing else uses the neural engine; TFLite is fastest on most boards.
+CHOICE: Final = ("coreml", "tflite", "onnx")
+NO_SETTINGS: Final = Settings()
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What a model is.
+
+    Attributes:
+        name: of the model, or of its file.
+        version: "" for a file without a manifest.
+        format: "tflite", "onnx" or "coreml".
+        task: "" when unknown.
+        labels: class names in the order of the output.
+        inputs: as `predict` takes them.
+        outputs: as `predict` gives them.
+    """
+
+    name: str
+    version: str
+    format: str
+    task: str
+    labels: tuple[str, ...]
+    inputs: tuple[End, ...]
+    outputs: tuple[End, ...]
+
+
+class Model:
+    """A model that is loaded. Safe to call from several threads."""
+
+    __slots__ = ("_any_batch", "_entries", "_exits", "_golden", "_session", "info")
+
+    def __init__(self, session: Session, info: Info, golden: Path | None) -> None:
+        self.info, self._session, self._golden = info, session, golden
+        self._any_batch = all(port.shape[:1] == (-1,) for port in session.inputs)
+        self._entries = tuple(sorted(info.inputs, key=lambda end: end.place))
+        self._exits = tuple((end.name, end.place, end.convert) for end in info.outputs)
+
+    @staticmethod
+    def load(path: str | Path, *, format: str | None = None, settings: Settings = NO_SETTINGS) -> Model:
+        """Load a bundle, or a `.tflite`, `.onnx` or `.mlpackage` that anybody made.
+
+        Args:
+            path: of the directory or file.
+            format: of the bundle's files to run; by default the first that is installed here.
+            settings: threads, providers, delegates.
+
+        Raises:
+            ArtifactError: the bundle is damaged, or lies about itself.
+            BackendError: no backend runs it here.
+        """
+        place = Path(path)
+        if (place / MANIFEST).exists():
+            bundle = Bundle.open(place)
+            return Model.of(bundle.manifest, bundle.locate, format=format, settings=settings)
+        kind = format or _sniff(place)
+        session = open_session(kind, place, settings)
+        info = Info(
+            place.stem, "", kind, "", (),
+            of_file(session.inputs, into=True), of_file(session.outputs, into=False),
+        )  # fmt: skip
+        return Model(session, info, None)
+
+    @staticmethod
+    def of(
+        manifest: Manifest,
+        locate: Locate,
+        *,
+        format: str | None = None,
+        settings: Settings = NO_SETTINGS,
+    ) -> Model:
+        """Load an artifact of a manifest.
+
+        Args:
+            manifest: of the bundle.
+            locate: path inside the bundle → where the file lies.
+            format: as in `load`.
+            settings: as in `load`.
+
+        Raises:
+            ArtifactError: a file is damaged, or is not what the manifest says.
+            BackendError: no backend runs it here.
+        """
+        artifact = _choose(manifest, format)
+        path = locate(artifact.file)
+        check_artifact(artifact, path)
+        session = open_session(artifact.format, path, settings)
+        info = Info(
+            manifest.name, manifest.version, artifact.format, manifest.task, manifest.labels,
+            of_manifest(manifest, artifact, session.inputs, into=True),
+            of_manifest(manifest, artifact, session.outputs, into=False),
+        )  # fmt: skip
+        return Model(session, info, locate(artifact.golden))
+
+    def predict(self, x: Array | Mapping[str, Array]) -> Any:
+        """Run the model once.
+
+        Args:
+            x: the input, or name to input where there are several; real values in the axes of the user's model, with
+                or without the batch axis.
+
+        Returns:
+            The output, or name to output where there are several, as numpy arrays that the caller may keep.
+
+        Raises:
+            InputError: a name, shape or dtype that does not fit.
+        """
+        arrays, bare = self._arrays(x)
+        if (
+            not self._any_batch
+            and arrays
+            and arrays[0].shape[:1] not in ((), (1,), self._session.inputs[0].shape[:1])
+        ):
+            return self.predict_batch(x)
+        found = self._run(arrays)
+        if bare:
+            found = [y[0] for y in found]
+        return found[0] if len(found) == 1 else self._by_name(found)
+
+    def predict_batch(self, x: Array | Mapping[str, Array]) -> Any:
+        """Run the model on any number of samples, one after the other where the file takes one at a time.
+
+        Args:
+            x: as for `predict`, with the batch axis.
+
+        Returns:
+            As `predict`, with the batch axis.
+
+        Raises:
+            InputError: as `predict`; also where the inputs have different numbers of samples, or none.
+        """
+        given = self._named(x)
+        counts = {np.shape(value)[:1] for value in given.values()}
+        if len(counts) != 1 or counts in ({()}, {(0,)}):
+            raise InputError(
+                f"inputs with {sorted(counts)} samples",
+                expected="the same number for each input, at least one",
+                way_out="Put one axis for the samples first.",
+                code="input",
+            )
+        ((n,),) = counts
+        if self._any_batch:
+            found = self._run(self._fitted(given))
+        else:
+            rows = [self._run(self._fitted({k: v[i : i + 1] for k, v in given.items()})) for i in range(n)]
+            found = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+        return found[0] if len(found) == 1 else self._by_name(found)
+
+    def self_test(self) -> SelfTest:
+        """Run the golden vectors of the bundle on this device.
+
+        Raises:
+            ArtifactError: there are none, or they do not fit the model.
+        """
+        if self._golden is None:
+            raise ArtifactError(
+                f"{self.info.name}: a file without a bundle has no known answers",
+                expected="a bundle that `edgekit compress` wrote",
+                way_out="Load the bundle instead of the file in it.",
+                code="golden_file",
+            )
+        golden = read_golden(self._golden)
+        if len(golden.inputs) != len(self.info.inputs) or len(golden.outputs) != len(self.info.outputs):
+            raise ArtifactError(
+                f"{self._golden}: vectors of {len(golden.inputs)} inputs and {len(golden.outputs)} outputs",
+                expected=f"{len(self.info.inputs)} and {len(self.info.outputs)}, as in the manifest",
+                way_out="Write the bundle again with `edgekit compress`.",
+                code="golden_file",
+            )
+        names = [end.name for end in self.info.inputs]
+        found = self.predict_batch(dict(zip(names, golden.inputs, strict=True)))
+        outputs = [found] if len(self.info.outputs) == 1 else [found[end.name] for end in self.info.outputs]
+        return compare(golden, outputs)
+
+    def _arrays(self, x: Array | Mapping[str, Array]) -> tuple[list[Array], bool]:
+        """Arrays for the file, and whether the sample came without its batch axis."""
+        # The one input that already is what the file takes is nearly every call there is.
+        if isinstance(x, np.ndarray) and len(self._entries) == 1:
+            end = self._entries[0]
+            if x.dtype == end.dtype and x.ndim == len(end.shape) and x.shape[1:] == end.shape[1:]:
+                return [end.convert(x) if end.convert else x], False
+        given = self._named(x)
+        first = self.info.inputs[0]
+        bare = len(np.shape(given[first.name])) == len(first.shape) - 1
+        return self._fitted(given), bare
+
+    def _named(self, x: Array | Mapping[str, Array]) -> Mapping[str, Array]:
+        names = [end.name for end in self.info.inputs]
+        if not isinstance(x, Mapping):
+            x = {names[0]: x}
+        if x.keys() != set(names):
+            raise InputError(
+                f"inputs {', '.join(map(repr, x))}",
+                expected=f"{', '.join(map(repr, names))}",
+                way_out="Pass one array for each input, by its name.",
+                code="input",
+            )
+        return x
+
+    def _fitted(self, given: Mapping[str, Array]) -> list[Array]:
+        arrays = []
+        for end in self._entries:
+            array = fit(end, given[end.name])
+            arrays.append(end.convert(array) if end.convert else np.ascontiguousarray(array))
+        return arrays
+
+    def _run(self, arrays: Sequence[Array]) -> list[Array]:
+        found = self._session.run(arrays)
+        return [convert(found[place]) if convert else found[place] for _, place, convert in self._exits]
+
+    def _by_name(self, found: Iterable[Array]) -> dict[str, Array]:
+        return {name: array for (name, _, _), array in zip(self._exits, found, strict=True)}
+
+
+def _choose(manifest: Manifest, format: str | None, here: Callable[[str], bool] = installed) -> Artifact:
+    formats = [artifact.format for artifact in manifest.artifacts]
+    if format is not None and format not in formats:
+        raise ArtifactError(
+            f"{manifest.name} {manifest.version} has no {format} file",
+            expected=f"one of {', '.join(formats)}",
+            way_out="Leave the format out, or compress with --format.",
+            code="no_artifact",
+        )
+    mac = platform.system() == "Darwin"
+    wanted = (format,) if format else tuple(each for each in CHOICE if mac or each != "coreml")
+    for name in wanted:
+        artifact = manifest.artifact(name)
+        if artifact is not None and (format or here(name)):
+            return artifact
+    raise BackendError(
+        f"{manifest.name} {manifest.version} has files for {', '.join(formats)}",
+        expected="a backend for one of them",
+        way_out=f"pip install 'edgekit-runtime[{formats[0]}]'",
+        code="no_backend",
+    )
+
+
+def _sniff(path: Path) -> str:
+    if path.is_dir():
+        if (path / "Manifest.json").exists():
+            return "coreml"
+        raise _unknown(path, "a directory without a manifest.json")
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(8)
+    except OSError as error:
+        raise _unknown(path, error.strerror or str(error)) from error
+    if head[4:8] == b"TFL3":
+        return "tflite"
+    # An ONNX file is a protobuf whose first field is its version, field 1, a varint.
+    if head[:1] == b"\x08" or (head and path.suffix == BACKENDS["onnx"].suffix):
+        return "onnx"
+    raise _unknown(path, f"begins with {head!r}")
+
+
+def _unknown(path: Path, found: str) -> ArtifactError:
+    return ArtifactError(
+        f"{path}: {found}",
+        expected="a bundle, a .tflite, an .onnx or an .mlpackage",
+        way_out="Give the directory that `edgekit compress` wrote, or a model file.",
+        code="unknown_file",
+    )

@@ -1,0 +1,156 @@
+"""`edgekit-runtime`: what each command answers, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgekit_runtime.cli import _parser, default_store, main
+from support.tiny_runs import bundle, images
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGEKIT_STORE", str(tmp_path / "größe"))
+    return tmp_path / "größe"
+
+
+def ask(capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 0) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["--json", *map(str, arguments)]) == status
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    answer: dict[str, Any] = json.loads(out)
+    return answer
+
+
+def another(tmp_path: Path) -> Path:
+    """The same model under another version."""
+    copy = shutil.copytree(bundle(), tmp_path / "another")
+    manifest = (copy / "manifest.json").read_text()
+    assert '"version": "1.0.0"' in manifest
+    (copy / "manifest.json").write_text(manifest.replace('"version": "1.0.0"', '"version": "2.0.0"', 1))
+    return copy
+
+
+def test_a_version_is_installed_kept_replaced_and_brought_back(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert "install" in ask(capsys, "status")["hint"]
+    answer = ask(capsys, "install", bundle())
+    assert answer["phase"] == "probation"
+    assert answer["live"].startswith("model 1.0.0")
+    assert ask(capsys, "activate", "--good")["phase"] == "idle"
+    answer = ask(capsys, "install", another(tmp_path), "--shadow")
+    assert (answer["phase"], answer["live"][:11], answer["candidate"][:11]) == (
+        "shadow",
+        "model 1.0.0",
+        "model 2.0.0",
+    )
+    answer = ask(capsys, "activate")
+    assert (answer["phase"], answer["live"][:11]) == ("probation", "model 2.0.0")
+    answer = ask(capsys, "rollback")
+    assert (answer["phase"], answer["live"][:11]) == ("idle", "model 1.0.0")
+    assert list(answer["failed"].values()) == ["asked_for"]
+    assert ask(capsys, "install", tmp_path / "another", status=3)["error"] == "failed_before"
+    assert ask(capsys, "install", tmp_path / "another", "--forced")["live"].startswith("model 2.0.0")
+
+
+def test_a_pinned_device_takes_nothing_until_it_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    ask(capsys, "install", bundle())
+    assert ask(capsys, "pin")["pinned"]
+    ask(capsys, "rollback")
+    assert ask(capsys, "install", bundle(), status=3)["error"] in {"pinned", "failed_before"}
+    assert not ask(capsys, "pin", "--off")["pinned"]
+    assert ask(capsys, "gc")["freed_bytes"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("install", "/no/such/place"), 3, "a bundle"),
+        (("activate",), 3, "nothing is in shadow"),
+        (("activate", "--good"), 3, "nothing is in probation"),
+        (("rollback",), 3, "nothing_to_return_to"),
+        (("run", "/no/such/model", "/no/such/input"), 3, "model file"),
+    ],
+)
+def test_what_cannot_be_done_is_said_on_stderr_with_a_way_out(
+    capsys: pytest.CaptureFixture[str], store: Path, arguments: tuple[str, ...], status: int, said: str
+) -> None:
+    from edgekit_runtime.store import Store
+
+    Store(store).make()
+    assert main(list(arguments)) == status
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert "way out" in shown.err
+    assert shown.out == ""
+
+
+@pytest.mark.parametrize("command", ["activate", "rollback", "pin", "gc"])
+def test_a_store_that_is_not_there_is_said(
+    capsys: pytest.CaptureFixture[str], store: Path, command: str
+) -> None:
+    assert main([command]) == 2
+    assert str(store) in capsys.readouterr().err
+    assert not store.exists()
+
+
+def test_run_predicts_and_says_what_it_needs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", images(1))
+    answer = ask(capsys, "run", bundle(), tmp_path / "x.npy", "--format", "onnx")
+    assert np.shape(answer["outputs"]["output"]) == (1, 4)
+    np.savez(tmp_path / "x.npz", input_1=images(1)[0])
+    assert np.shape(ask(capsys, "run", bundle(), tmp_path / "x.npz")["outputs"]["output"]) == (4,)
+    np.save(tmp_path / "bad.npy", np.zeros((2, 2)))
+    assert ask(capsys, "run", bundle(), tmp_path / "bad.npy", status=2)["error"] == "input"
+    np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
+    assert "pickle" in ask(capsys, "run", bundle(), tmp_path / "objects.npy", status=2)["what"]
+
+
+def test_bench_measures_and_doctor_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = ask(capsys, "bench", bundle(), "--seconds", "0.05")
+    assert answer["latency_ms"]["p50"] <= answer["latency_ms"]["p99"]
+    assert "onnxruntime" in ask(capsys, "doctor")["onnx"]
+
+
+def test_people_get_lines_and_the_module_runs_as_a_program(store: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "edgekit_runtime.cli", "status"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[0].split() == ["store", str(store)]
+    helped = subprocess.run(
+        [sys.executable, "-m", "edgekit_runtime.cli", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "examples:" in helped.stdout
+
+
+def test_every_command_in_the_documentation_is_one() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "device.md").read_text(encoding="utf-8")
+    lines = [
+        line.partition("#")[0].split()[1:]
+        for line in text.splitlines()
+        if line.startswith("edgekit-runtime ")
+    ]
+    assert len(lines) > 10
+    for words in lines:
+        assert callable(_parser().parse_args(words).do)
+
+
+def test_the_store_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert default_store() == tmp_path / "größe"
+    monkeypatch.delenv("EDGEKIT_STORE")
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert str(default_store()) == "/var/lib/edgekit"
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert default_store().name == "edgekit"
