@@ -8,10 +8,11 @@ if TYPE_CHECKING:
     from edgekit_runtime.backends import Settings
     from edgekit_runtime.errors import DeviceError
     from edgekit_runtime.model import Model
+    from edgekit_runtime.runtime import Runtime
 
-__all__ = ["DeviceError", "Model", "Settings"]
+__all__ = ["DeviceError", "Model", "Runtime", "Settings"]
 
-_HOMES = {"Model": "model", "Settings": "backends", "DeviceError": "errors"}
+_HOMES = {"Model": "model", "Runtime": "runtime", "Settings": "backends", "DeviceError": "errors"}
 
 
 def __getattr__(name: str) -> Any:

@@ -92,12 +92,7 @@ class Manager:
         Raises:
             StoreError: the state cannot be read or written; then nothing changed.
         """
-        with self.store.locked():
-            before = self.store.state()
-            step = transition(before, event, int(self._now()), self.limits)
-            if step.state != before:
-                self.store.save(step.state)
-        return step
+        return tell(self.store, event, self.limits, self._now)
 
     def install(self, release: str, *, shadow: bool = False, forced: bool = False) -> State:
         """Offer a release and carry it as far as it goes by itself: into the shadow, or into probation.
@@ -155,6 +150,22 @@ class Manager:
             self.store.collect(self.store.state())
         except (ArtifactError, StoreError):
             return
+
+
+def tell(
+    store: Store, event: Event, limits: Limits = DEFAULT_LIMITS, now: Callable[[], float] = time.time
+) -> Step:
+    """Let an event change the state of a store, and persist that.
+
+    Raises:
+        StoreError: the state cannot be read or written; then nothing changed.
+    """
+    with store.locked():
+        before = store.state()
+        step = transition(before, event, int(now()), limits)
+        if step.state != before:
+            store.save(step.state)
+    return step
 
 
 def refusal(code: str, what: str) -> RefusedError:

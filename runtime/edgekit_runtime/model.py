@@ -48,7 +48,7 @@ class Info:
 class Model:
     """A model that is loaded. Safe to call from several threads."""
 
-    __slots__ = ("_any_batch", "_entries", "_exits", "_golden", "_session", "info")
+    __slots__ = ("__weakref__", "_any_batch", "_entries", "_exits", "_golden", "_session", "info")
 
     def __init__(self, session: Session, info: Info, golden: Path | None) -> None:
         self.info, self._session, self._golden = info, session, golden

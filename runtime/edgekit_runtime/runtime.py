@@ -1,0 +1,292 @@
+"""`Runtime`: what an application serves from a store with. Versions change under it; no prediction fails or mixes.
+
+A prediction takes the version that is served at its first instruction and ends with it. A swap loads the new version
+beside the old one, then moves one reference; the old one is freed when the last prediction that began with it ends.
+
+The runtime tells the store what happens to a version on probation: that this process is about to load it, how it does,
+and that the process ended as it should. What the store cannot be told, because its disk is full or read-only, never
+stops serving.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import numpy as np
+
+from edgekit_runtime.backends import Array, Settings
+from edgekit_runtime.bundle import locate_in
+from edgekit_runtime.errors import DeviceError, InputError, StoreError
+from edgekit_runtime.events import Event, Health, Left, LoadFailed, Loading, MarkedGood
+from edgekit_runtime.manager import tell
+from edgekit_runtime.model import NO_SETTINGS, Info, Model
+from edgekit_runtime.process import is_alive, this_process
+from edgekit_runtime.state import PROBATION, State
+from edgekit_runtime.store import Store
+
+log = logging.getLogger(__name__)
+
+POLL_S: Final = 1.0
+# Codes of a file that changed on this disk, or is gone: nothing is wrong with the release.
+DAMAGED: Final = frozenset({"damaged", "missing"})
+# One load for each slot of the store, and one to see that nothing is left.
+MOST_LOADS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Another version serves.
+
+    Attributes:
+        before: what served, None at the start.
+        after: what serves now.
+        release: its id.
+    """
+
+    before: Info | None
+    after: Info
+    release: str
+
+
+@dataclass(slots=True)
+class _Counts:
+    predictions: int = 0
+    errors: int = 0
+    nans: int = 0
+
+
+@dataclass
+class _Serving:
+    """A version that is loaded, and how it does."""
+
+    release: str
+    model: Model
+    loaded_s: float
+    on_trial: bool
+    counts: _Counts = field(default_factory=_Counts)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, outputs: Any) -> None:
+        arrays = outputs.values() if isinstance(outputs, dict) else (outputs,)
+        bad = any(a.dtype.kind == "f" and not np.isfinite(a).all() for a in arrays)
+        with self.lock:
+            self.counts.predictions += 1
+            self.counts.nans += bad
+
+    def failed(self) -> None:
+        with self.lock:
+            self.counts.predictions += 1
+            self.counts.errors += 1
+
+    def health(self) -> Health:
+        with self.lock:
+            c = self.counts
+            return Health(self.release, time.monotonic() - self.loaded_s, c.predictions, c.errors, c.nans)
+
+
+class Runtime:
+    """Serves the live version of a store, and follows it when it changes.
+
+    Use it with `with`. Safe to call from several threads, and from several processes on one store.
+
+    Args:
+        store: folder of the versions.
+        format: of the files to run; by default the first whose backend is installed.
+        settings: threads, providers, delegates.
+        poll_s: seconds between looks at the store.
+
+    Raises:
+        DeviceError: nothing is live, or nothing that is can be loaded.
+    """
+
+    def __init__(
+        self,
+        store: str | Path,
+        *,
+        format: str | None = None,
+        settings: Settings = NO_SETTINGS,
+        poll_s: float = POLL_S,
+    ) -> None:
+        self.store = Store(Path(store))
+        self._format, self._settings, self._poll_s = format, settings, poll_s
+        self._process = this_process()
+        self._told: list[Callable[[Swap], None]] = []
+        self._stop, self._swapping = threading.Event(), threading.Lock()
+        self._serving = self._load_live(None)
+        self._watcher = threading.Thread(target=self._watch, name="edgekit-runtime", daemon=True)
+        self._watcher.start()
+
+    def predict(self, x: Array | Mapping[str, Array]) -> Any:
+        """Run what serves now, as `Model.predict` does."""
+        return self._counted("predict", x)
+
+    def predict_batch(self, x: Array | Mapping[str, Array]) -> Any:
+        """Run what serves now, as `Model.predict_batch` does."""
+        return self._counted("predict_batch", x)
+
+    async def predict_async(self, x: Array | Mapping[str, Array]) -> Any:
+        """`predict` in a thread of its own, so that an event loop goes on meanwhile."""
+        return await asyncio.to_thread(self.predict, x)
+
+    def _counted(self, method: str, x: Array | Mapping[str, Array]) -> Any:
+        serving = self._serving
+        if not serving.on_trial:
+            return getattr(serving.model, method)(x)
+        try:
+            outputs = getattr(serving.model, method)(x)
+        except InputError:
+            raise
+        except Exception:
+            serving.failed()
+            raise
+        serving.count(outputs)
+        return outputs
+
+    @property
+    def info(self) -> Info:
+        """Of the version that serves now."""
+        return self._serving.model.info
+
+    @property
+    def release(self) -> str:
+        """Id of the version that serves now."""
+        return self._serving.release
+
+    def mark_good(self) -> bool:
+        """Vouch for the version that serves: it does what the application is there for.
+
+        Returns:
+            Whether it was on probation, and is kept now.
+        """
+        return self._tell(MarkedGood(self.release)) == ""
+
+    def on_swap(self, hear: Callable[[Swap], None]) -> Callable[[], None]:
+        """Be told of every swap from now on, in the thread that makes it.
+
+        Returns:
+            Call it to be told no more.
+        """
+        self._told.append(hear)
+        return lambda: self._told.remove(hear)
+
+    def look(self) -> bool:
+        """Look at the store now instead of at the next poll.
+
+        Returns:
+            Whether another version serves than before.
+        """
+        with self._swapping:
+            before = self._serving
+            state = self.store.state()
+            if before.on_trial and state.live == before.release:
+                self._tell(before.health())
+                state = self.store.state()
+            if state.live is None or state.live == before.release:
+                before.on_trial = state.phase == PROBATION
+                return False
+            self._serving = self._load_live(before)
+            if self._serving is before:
+                return False
+            swap = Swap(before.model.info, self._serving.model.info, self._serving.release)
+        for hear in tuple(self._told):
+            try:
+                hear(swap)
+            except Exception:
+                log.exception("a listener to swaps failed")
+        return True
+
+    def close(self) -> None:
+        """End the watch; a version on probation hears that this process ended as it should."""
+        if not self._stop.is_set():
+            self._stop.set()
+            self._watcher.join()
+            if self._serving.on_trial:
+                self._tell(self._serving.health())
+            self._tell(Left(self._process))
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._poll_s):
+            try:
+                self.look()
+            except DeviceError as error:
+                log.warning("%s", error)
+            except Exception:
+                # Whatever a backend does while it loads another version, the one that serves goes on.
+                log.exception("the store could not be followed")
+
+    def _load_live(self, before: _Serving | None) -> _Serving:
+        """Load what is live; what cannot be loaded is given up, and what is live then is tried."""
+        for _ in range(MOST_LOADS):
+            state = self.store.state()
+            if before is not None and state.live in (None, before.release):
+                return before
+            if state.live is None:
+                break
+            if state.phase == PROBATION and not self._announced(state):
+                continue
+            try:
+                return self._loaded(state.live, on_trial=state.phase == PROBATION)
+            except DeviceError as error:
+                log.warning("%s", error)
+                refused = self._tell(LoadFailed(state.live, error.code, damaged=error.code in DAMAGED))
+                if refused:
+                    if before is not None:
+                        return before
+                    raise
+        raise StoreError(
+            f"{self.store.path}: nothing is live",
+            expected="a version that serves",
+            way_out="Install one with `edgekit-runtime install BUNDLE`.",
+            code="nothing_live",
+        )
+
+    def _announced(self, state: State) -> bool:
+        """Say that this process is about to load the version on probation; False where that rolled it back."""
+        dead = frozenset(each for each in state.attempts if not is_alive(each))
+        self._tell(Loading(self._process, dead))
+        with suppress(StoreError):
+            return self.store.state().live == state.live
+        return True
+
+    def _loaded(self, release: str, *, on_trial: bool) -> _Serving:
+        document = self.store.release(release)
+        manifest = self.store.manifest(document)
+        model = Model.of(
+            manifest, locate_in(document, self.store.blob), format=self._format, settings=self._settings
+        )
+        weakref.finalize(model, _give_memory_back)
+        return _Serving(release, model, time.monotonic(), on_trial)
+
+    def _tell(self, event: Event) -> str:
+        """Let the store hear of an event; returns why it was refused, "" where it was taken."""
+        try:
+            step = tell(self.store, event)
+        except StoreError as error:
+            log.warning("%s", error)
+            return error.code
+        return step.refused
+
+
+def _give_memory_back() -> None:
+    """What a model held goes back to the system, not only to this process's allocator."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

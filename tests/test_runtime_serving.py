@@ -1,0 +1,346 @@
+"""`Runtime`: versions change under an application, and none of its predictions fails, mixes or waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from edgekit_runtime import DeviceError, Runtime
+from edgekit_runtime.errors import InputError, StoreError
+from edgekit_runtime.events import DEFAULT_LIMITS, MarkedGood, RolledBack
+from edgekit_runtime.manager import Manager
+from edgekit_runtime.process import is_alive, this_process
+from edgekit_runtime.runtime import Swap
+from edgekit_runtime.state import COMMIT, IDLE, PROBATION, ROLLBACK, Process
+from edgekit_runtime.store import Store
+from support.adders import WIDTH, add, adder
+from support.releases import Published
+
+X = np.zeros((1, WIDTH), np.float32)
+
+
+class Device:
+    """A store and the one that drives it."""
+
+    def __init__(self, path: Path) -> None:
+        self.store = Store(path)
+        self.store.make()
+        self.known: dict[str, Published] = {}
+        self.manager = Manager(
+            self.store,
+            fetch=lambda release: add(self.store, self.known[release]) and None,
+            stage=lambda _: None,
+        )
+
+    def install(self, published: Published, *, good: bool = False) -> str:
+        release = published.release.id
+        self.known[release] = published
+        self.manager.install(release, forced=True)
+        if good:
+            self.manager.tell(MarkedGood(release))
+            self.manager.go_on()
+        return release
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Device:
+    return Device(tmp_path / "store")
+
+
+@pytest.fixture
+def runtime(device: Device) -> Iterator[Runtime]:
+    """Serves the version that adds 1, and looks at the store only when it is told to."""
+    device.install(adder(1.0), good=True)
+    with Runtime(device.store.path, poll_s=3600) as made:
+        yield made
+
+
+def answer(runtime: Runtime) -> float:
+    return float(runtime.predict(X)[0, 0])
+
+
+def test_what_is_live_is_served_and_followed(device: Device, runtime: Runtime) -> None:
+    swaps: list[Swap] = []
+    stop = runtime.on_swap(swaps.append)
+    assert answer(runtime) == 1.0
+    assert not runtime.look()
+    second = device.install(adder(2.0))
+    assert answer(runtime) == 1.0, "nothing changes before the look"
+    assert runtime.look()
+    assert (answer(runtime), runtime.release) == (2.0, second)
+    assert [(swap.release, swap.before is not None) for swap in swaps] == [(second, True)]
+    assert runtime.mark_good()
+    assert not runtime.mark_good()
+    assert device.store.state().phase == COMMIT
+    device.manager.go_on()
+    device.manager.tell(RolledBack())
+    stop()
+    assert runtime.look()
+    assert answer(runtime) == 1.0
+    assert len(swaps) == 1
+
+
+def test_the_store_is_followed_by_itself(device: Device) -> None:
+    device.install(adder(1.0), good=True)
+    swapped = threading.Event()
+    with Runtime(device.store.path, poll_s=0.02) as runtime:
+        runtime.on_swap(lambda _: swapped.set())
+        device.install(adder(2.0))
+        assert swapped.wait(20)
+        assert answer(runtime) == 2.0
+
+
+def test_a_listener_that_fails_stops_nothing(device: Device, runtime: Runtime) -> None:
+    heard: list[Swap] = []
+
+    def fails(_: Swap) -> None:
+        raise RuntimeError
+
+    runtime.on_swap(fails)
+    runtime.on_swap(heard.append)
+    device.install(adder(2.0))
+    assert runtime.look()
+    assert len(heard) == 1
+
+
+def test_under_load_no_prediction_fails_or_mixes_and_memory_comes_back(device: Device) -> None:
+    versions = [adder(float(k), weight_bytes=4 << 20) for k in (1, 2)]
+    for each in versions:
+        device.install(each, good=True)
+    wrong: list[Any] = []
+    counts = [0, 0]
+    stop = threading.Event()
+    with Runtime(device.store.path, poll_s=3600) as runtime:
+
+        def load(k: int) -> None:
+            while not stop.is_set():
+                try:
+                    found = runtime.predict_batch(np.zeros((3, WIDTH), np.float32))
+                except Exception as error:  # noqa: BLE001 - whatever it is, it must not be
+                    wrong.append(error)
+                    return
+                counts[k] += 1
+                if len(np.unique(found)) != 1 or found[0, 0] not in (1.0, 2.0):
+                    wrong.append(found)
+
+        threads = [threading.Thread(target=load, args=(k,)) for k in range(2)]
+        for each in threads:
+            each.start()
+        resident = []
+        for swap in range(12):
+            device.install(versions[swap % 2], good=True)
+            assert runtime.look()
+            resident.append(psutil.Process().memory_info().rss)
+        stop.set()
+        for each in threads:
+            each.join()
+    assert wrong == []
+    assert min(counts) > 20
+    assert resident[-1] <= 1.05 * resident[3]
+
+
+def test_two_runtimes_of_one_store_follow_it_both(device: Device, runtime: Runtime) -> None:
+    with Runtime(device.store.path, poll_s=3600) as other:
+        device.install(adder(2.0))
+        assert runtime.look()
+        assert other.look()
+        assert answer(runtime) == answer(other) == 2.0
+        assert device.store.state().phase == PROBATION
+
+
+def test_an_event_loop_goes_on_while_a_prediction_runs(runtime: Runtime) -> None:
+    async def both() -> tuple[Any, Any]:
+        first, second = await asyncio.gather(runtime.predict_async(X), runtime.predict_async(X + 1))
+        return first, second
+
+    first, second = asyncio.run(both())
+    assert (first[0, 0], second[0, 0]) == (1.0, 2.0)
+
+
+# What goes wrong
+
+
+def test_with_nothing_live_there_is_nothing_to_serve(device: Device) -> None:
+    with pytest.raises(StoreError, match="nothing is live") as caught:
+        Runtime(device.store.path)
+    assert "install" in caught.value.way_out
+
+
+def test_a_version_that_cannot_be_loaded_is_given_up_and_the_one_before_serves(
+    device: Device, runtime: Runtime
+) -> None:
+    broken = damaged_model(adder(2.0))
+    release = device.install(broken)
+    assert not runtime.look()
+    assert answer(runtime) == 1.0
+    state = device.store.state()
+    assert (state.phase, state.live, state.failed) == (ROLLBACK, runtime.release, {release: "load"})
+    with Runtime(device.store.path) as later:
+        assert answer(later) == 1.0
+
+
+def test_a_process_that_starts_with_a_broken_version_serves_the_one_before(device: Device) -> None:
+    device.install(adder(1.0), good=True)
+    device.install(damaged_model(adder(2.0)))
+    with Runtime(device.store.path, poll_s=3600) as runtime:
+        assert answer(runtime) == 1.0
+
+
+def damaged_model(like: Published) -> Published:
+    """A release that vouches for a model that is none."""
+    import hashlib
+    from dataclasses import replace
+
+    from edgekit_runtime.contract import File, Manifest, Release
+
+    bad = b"\x08\x09" + b"\xff" * 50
+    manifest = Manifest.from_json(like.content["manifest.json"])
+    artifact = replace(manifest.artifacts[0], sha256=hashlib.sha256(bad).hexdigest(), size_bytes=len(bad))
+    document = replace(manifest, artifacts=(artifact,)).to_json().encode()
+    content = {**like.content, "model.onnx": bad, "manifest.json": document}
+    files = {path: File(hashlib.sha256(data).hexdigest(), len(data)) for path, data in content.items()}
+    return Published(Release("adder", "9.9.9", files), content)
+
+
+def test_a_file_that_rots_on_the_disk_gives_way_to_the_version_before(device: Device) -> None:
+    first = device.install(adder(1.0), good=True)
+    second = device.install(adder(2.0), good=True)
+    model = device.store.release(second).files["model.onnx"].sha256
+    device.store.blob(model).write_bytes(b"rotten")
+    with Runtime(device.store.path, poll_s=3600) as runtime:
+        assert runtime.release == first
+    assert device.store.state().failed == {}, "nothing is wrong with the release itself"
+
+
+def test_answers_that_are_no_numbers_take_a_version_back(device: Device, runtime: Runtime) -> None:
+    release = device.install(adder(float("nan")))
+    assert runtime.look()
+    for _ in range(DEFAULT_LIMITS.judged):
+        runtime.predict(X)
+    assert runtime.look()
+    assert answer(runtime) == 1.0
+    assert device.store.state().failed == {release: "nan"}
+
+
+def test_what_the_application_does_wrong_is_no_fault_of_the_version(device: Device, runtime: Runtime) -> None:
+    device.install(adder(2.0))
+    runtime.look()
+    for _ in range(2 * DEFAULT_LIMITS.judged):
+        with pytest.raises(InputError):
+            runtime.predict(np.zeros((1, 3), np.float32))
+    assert not runtime.look()
+    assert device.store.state().phase == PROBATION
+
+
+CRASHES = """
+import os, sys, numpy as np
+from edgekit_runtime import Runtime
+with Runtime(sys.argv[1], poll_s=3600) as runtime:
+    x = np.zeros((1, 16), np.float32)
+    print(float(runtime.predict(x)[0, 0]), flush=True)
+    if sys.argv[2] == "die" and runtime.predict(x)[0, 0] == 2.0:
+        os.kill(os.getpid(), 9)
+"""
+
+
+def start(device: Device, how: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", CRASHES, str(device.store.path), how],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in {0, -signal.SIGKILL}, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.slow
+def test_a_version_that_kills_its_process_again_and_again_is_taken_back_before_the_next_load(
+    device: Device,
+) -> None:
+    device.install(adder(1.0), good=True)
+    release = device.install(adder(2.0))
+    assert [start(device, "die") for _ in range(5)] == ["2.0", "2.0", "2.0", "1.0", "1.0"]
+    state = device.store.state()
+    assert state.failed == {release: "crash_loop"}
+    assert state.reports[-1].reason == "crash_loop"
+
+
+@pytest.mark.slow
+def test_processes_that_end_as_they_should_are_no_crashes(device: Device) -> None:
+    device.install(adder(1.0), good=True)
+    device.install(adder(2.0))
+    assert [start(device, "end") for _ in range(5)] == ["2.0"] * 5
+    state = device.store.state()
+    assert (state.phase, state.crashes, state.attempts) == (PROBATION, 0, ())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tmpfs is Linux's")
+def test_on_a_disk_that_became_read_only_serving_goes_on(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount: {mounted.stderr.decode().strip()}")
+    try:
+        device = Device(disk / "store")
+        device.install(adder(1.0), good=True)
+        device.install(adder(2.0))
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with Runtime(device.store.path, poll_s=3600) as runtime:
+            assert answer(runtime) == 2.0
+            assert not runtime.look()
+            assert not runtime.mark_good()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("jump", [-2_000_000_000, 315_360_000, -315_360_000])
+def test_whatever_the_clock_says_serving_and_updates_go_on(
+    device: Device, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, jump: int
+) -> None:
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + jump)
+    device.install(adder(2.0))
+    assert runtime.look()
+    assert answer(runtime) == 2.0
+    assert runtime.mark_good()
+    assert device.manager.go_on().phase == IDLE
+
+
+# Who runs
+
+
+def test_a_process_is_told_from_another_with_its_pid() -> None:
+    me = this_process()
+    assert me == this_process()
+    assert is_alive(me)
+    assert not is_alive(Process(me.pid, me.started + 1, me.boot))
+    assert not is_alive(Process(me.pid, me.started, "another boot"))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    theirs = Process(ended.pid, me.started, me.boot)
+    while psutil.Process(ended.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    assert not is_alive(theirs), "a zombie runs no more"
+    ended.wait()
+    assert not is_alive(theirs)
+    assert os.getpid() == me.pid
+
+
+def test_errors_are_of_one_tree(device: Device) -> None:
+    with pytest.raises(DeviceError):
+        Runtime(device.store.path / "nowhere")
