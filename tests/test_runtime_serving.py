@@ -234,6 +234,17 @@ def test_answers_that_are_no_numbers_take_a_version_back(device: Device, runtime
     assert device.store.state().failed == {release: "nan"}
 
 
+def test_a_version_that_answers_too_late_is_taken_back(device: Device) -> None:
+    device.install(adder(1.0), good=True)
+    release = device.install(adder(2.0))
+    with Runtime(device.store.path, poll_s=3600, max_latency_ms=0.0) as runtime:
+        for _ in range(DEFAULT_LIMITS.judged):
+            runtime.predict(X)
+        assert runtime.look()
+        assert answer(runtime) == 1.0
+    assert device.store.state().failed == {release: "slow"}
+
+
 def test_what_the_application_does_wrong_is_no_fault_of_the_version(device: Device, runtime: Runtime) -> None:
     device.install(adder(2.0))
     runtime.look()

@@ -101,7 +101,7 @@ class Health:
         predictions: made.
         errors: predictions that raised.
         nans: predictions with NaN or infinite outputs.
-        slow: predictions that took longer than the manifest allows.
+        slow: predictions that took longer than the application allows.
     """
 
     release: str
@@ -179,7 +179,7 @@ class Limits:
         predictions: that this process has to make.
         judged: predictions after which shares count.
         bad_share: of predictions with an error or with NaN.
-        slow_share: of predictions that take longer than the manifest allows.
+        slow_share: of predictions that take longer than the application allows.
         rollbacks: in a row, after which nothing is taken but what is forced.
     """
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import logging
+import math
 import threading
 import time
 import weakref
@@ -64,6 +65,7 @@ class _Counts:
     predictions: int = 0
     errors: int = 0
     nans: int = 0
+    slow: int = 0
 
 
 @dataclass
@@ -77,12 +79,13 @@ class _Serving:
     counts: _Counts = field(default_factory=_Counts)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def count(self, outputs: Any) -> None:
+    def count(self, outputs: Any, *, slow: bool) -> None:
         arrays = outputs.values() if isinstance(outputs, dict) else (outputs,)
         bad = any(a.dtype.kind == "f" and not np.isfinite(a).all() for a in arrays)
         with self.lock:
             self.counts.predictions += 1
             self.counts.nans += bad
+            self.counts.slow += slow
 
     def failed(self) -> None:
         with self.lock:
@@ -92,7 +95,9 @@ class _Serving:
     def health(self) -> Health:
         with self.lock:
             c = self.counts
-            return Health(self.release, time.monotonic() - self.loaded_s, c.predictions, c.errors, c.nans)
+            return Health(
+                self.release, time.monotonic() - self.loaded_s, c.predictions, c.errors, c.nans, c.slow
+            )
 
 
 class Runtime:
@@ -105,6 +110,7 @@ class Runtime:
         format: of the files to run; by default the first whose backend is installed.
         settings: threads, providers, delegates.
         poll_s: seconds between looks at the store.
+        max_latency_ms: milliseconds of a prediction that a version on probation may take; most of them have to.
 
     Raises:
         DeviceError: nothing is live, or nothing that is can be loaded.
@@ -117,8 +123,9 @@ class Runtime:
         format: str | None = None,
         settings: Settings = NO_SETTINGS,
         poll_s: float = POLL_S,
+        max_latency_ms: float = math.inf,
     ) -> None:
-        self.store = Store(Path(store))
+        self.store, self._max_s = Store(Path(store)), max_latency_ms / 1e3
         self._format, self._settings, self._poll_s = format, settings, poll_s
         self._process = this_process()
         self._told: list[Callable[[Swap], None]] = []
@@ -143,6 +150,7 @@ class Runtime:
         serving = self._serving
         if not serving.on_trial:
             return getattr(serving.model, method)(x)
+        began = time.perf_counter()
         try:
             outputs = getattr(serving.model, method)(x)
         except InputError:
@@ -150,7 +158,7 @@ class Runtime:
         except Exception:
             serving.failed()
             raise
-        serving.count(outputs)
+        serving.count(outputs, slow=time.perf_counter() - began > self._max_s)
         return outputs
 
     @property
