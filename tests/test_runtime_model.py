@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from functools import cache
@@ -146,6 +147,21 @@ def test_nan_goes_in_and_the_model_says_what_it_makes_of_it(name: str) -> None:
     assert Model.load(bundle(), format=name).predict(x).shape == (1, 4)
 
 
+def test_pixels_become_what_the_manifest_says(tmp_path: Path) -> None:
+    def asks(document: bytes) -> bytes:
+        tree = json.loads(document)
+        return json.dumps(
+            {**tree, "preprocessing": {"resize": [8, 8], "mean": [0.5], "std": [0.25]}}
+        ).encode()
+
+    model = Model.load(changed(tmp_path, "manifest.json", asks), format="onnx")
+    pixels = np.full((20, 30, 3), 255, np.uint8)
+    np.testing.assert_array_equal(model.prepare(pixels), np.full((1, 3, 8, 8), 2.0, np.float32))
+    assert model.predict(model.prepare(pixels)).shape == (1, 4)
+    with pytest.raises(InputError, match="does not say how"):
+        Model.load(bundle(), format="onnx").prepare(pixels)
+
+
 # Files that others made
 
 
@@ -258,6 +274,11 @@ def changed(tmp_path: Path, file: str, change: Any) -> Path:
         ("manifest.json", lambda b: b.replace(b"model.onnx", b"../model.onnx"), "bundle"),
         ("manifest.json", lambda b: b.replace(b"model.onnx", b"other.onnx"), "bundle"),
         ("manifest.json", lambda b: b.replace(b'"golden.npz"', b'"none.npz"'), "bundle"),
+        (
+            "manifest.json",
+            lambda b: b.replace(b'"preprocessing": {}', b'"preprocessing": {"warp": 1}'),
+            "preprocessing",
+        ),
     ],
 )
 def test_a_bundle_that_is_not_what_it_says_is_refused_with_a_code(

@@ -112,7 +112,9 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("--format", choices=sorted(BACKENDS), help="of the bundle's files to run")
         each.add_argument("--threads", type=_count, default=1)
         if name == "run":
-            each.add_argument("input", type=Path, help=".npy with the input, or .npz with one array for each")
+            each.add_argument(
+                "input", type=Path, help=".npy with the input or with pixels, or .npz with one array for each"
+            )
         else:
             each.add_argument("--seconds", type=float, default=2.0)
     command("doctor", _doctor, "What is installed here, and what it can run.")
@@ -224,16 +226,20 @@ def _named(store: Store, release: str | None) -> str | None:
 
 def _run(options: argparse.Namespace) -> Answer:
     from edgekit_runtime.model import Model
+    from edgekit_runtime.postprocessing import top
 
     model = Model.load(options.model, format=options.format, settings=Settings(threads=options.threads))
-    found = model.predict(_read_input(options.input))
+    x = _read_input(options.input)
+    if model.info.preprocessing is not None and getattr(x, "dtype", None) == "uint8" and x.ndim in (2, 3):
+        x = model.prepare(x)
+    found = model.predict(x)
     if not isinstance(found, dict):
         found = {model.info.outputs[0].name: found}
     answer: Answer = {"model": f"{model.info.name} {model.info.version}".strip(), "format": model.info.format}
     answer["outputs"] = {name: array.tolist() for name, array in found.items()}
-    first = next(iter(found.values())).ravel()
+    first = next(iter(found.values()))
     if model.info.labels and first.size == len(model.info.labels):
-        answer["label"] = model.info.labels[int(first.argmax())]
+        answer["label"] = top(first, model.info.labels, 1)[0][0]
     return answer
 
 

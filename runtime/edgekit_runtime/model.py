@@ -16,6 +16,7 @@ from edgekit_runtime.contract import Artifact, Manifest
 from edgekit_runtime.ends import End, fit, of_file, of_manifest
 from edgekit_runtime.errors import ArtifactError, BackendError, InputError
 from edgekit_runtime.golden import SelfTest, compare, read_golden
+from edgekit_runtime.preprocessing import Preprocessing
 
 # A package runs on macOS alone, where nothing else uses the neural engine; TFLite is fastest on most boards.
 CHOICE: Final = ("coreml", "tflite", "onnx")
@@ -34,6 +35,7 @@ class Info:
         labels: class names in the order of the output.
         inputs: as `predict` takes them.
         outputs: as `predict` gives them.
+        preprocessing: how pixels become the input, None where the manifest does not say.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Info:
     labels: tuple[str, ...]
     inputs: tuple[End, ...]
     outputs: tuple[End, ...]
+    preprocessing: Preprocessing | None = None
 
 
 class Model:
@@ -109,8 +112,30 @@ class Model:
             manifest.name, manifest.version, artifact.format, manifest.task, manifest.labels,
             of_manifest(manifest, artifact, session.inputs, into=True),
             of_manifest(manifest, artifact, session.outputs, into=False),
+            Preprocessing.from_manifest(manifest.preprocessing),
         )  # fmt: skip
         return Model(session, info, locate(artifact.golden))
+
+    def prepare(self, pixels: Array) -> Array:
+        """Make the input of an image, as the model was evaluated on.
+
+        Args:
+            pixels: uint8 [height, width, 3] in RGB order, or [height, width] in gray.
+
+        Returns:
+            The input, with its batch axis.
+
+        Raises:
+            InputError: no such image, or the manifest does not say how.
+        """
+        if self.info.preprocessing is None:
+            raise InputError(
+                f"{self.info.name}: the manifest does not say how an image becomes its input",
+                expected="a bundle with a [preprocessing] table in its recipe",
+                way_out="Prepare the input in the application, as for the training, and call predict.",
+                code="input",
+            )
+        return self.info.preprocessing(pixels)
 
     def predict(self, x: Array | Mapping[str, Array]) -> Any:
         """Run the model once.
