@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from edgekit_runtime.contract import Artifact, ContractError, File, Manifest, Release
+from edgekit_runtime.disk import hash_file, parts_of
 from edgekit_runtime.errors import ArtifactError
 
 MANIFEST: Final = "manifest.json"
 MAX_MANIFEST_BYTES: Final = 4 << 20
-CHUNK_BYTES: Final = 1 << 20
 
 Locate = Callable[[str], Path]
 """Path inside the bundle → where that file lies."""
@@ -82,16 +81,11 @@ class Bundle:
 
     def read(self, name: str) -> Iterator[bytes]:
         """The content of a file, in parts."""
-        with self.locate(name).open("rb") as stream:
-            while part := stream.read(CHUNK_BYTES):
-                yield part
+        yield from parts_of(self.locate(name))
 
     def _file(self, name: str) -> File:
-        total, size = hashlib.sha256(), 0
-        for part in self.read(name):
-            total.update(part)
-            size += len(part)
-        return File(total.hexdigest(), size)
+        path = self.locate(name)
+        return File(hash_file(path), path.stat().st_size)
 
     def _below(self, name: str) -> Iterator[str]:
         place = self.locate(name)
@@ -129,16 +123,12 @@ def check_artifact(artifact: Artifact, path: Path) -> None:
     if path.is_dir():
         return
     try:
-        size = path.stat().st_size
-        with path.open("rb") as stream:
-            total = hashlib.sha256()
-            while part := stream.read(CHUNK_BYTES):
-                total.update(part)
+        size, found = path.stat().st_size, hash_file(path)
     except OSError as error:
         raise _no_bundle(path, error.strerror or str(error)) from error
-    if size != artifact.size_bytes or total.hexdigest() != artifact.sha256:
+    if size != artifact.size_bytes or found != artifact.sha256:
         raise ArtifactError(
-            f"{path}: {size:,} bytes with the hash {total.hexdigest()[:16]}…",
+            f"{path}: {size:,} bytes with the hash {found[:16]}…",
             expected=f"{artifact.size_bytes:,} bytes with the hash {artifact.sha256[:16]}…, as the manifest says",
             way_out="Copy the bundle again, whole.",
             code="damaged",

@@ -6,9 +6,13 @@ through here: a test records the operations and rebuilds whatever a cut between 
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Final
+
+CHUNK_BYTES: Final = 1 << 20
 
 
 class Disk:
@@ -63,6 +67,29 @@ def replace(disk: Disk, path: Path, content: bytes, *, keep: Path | None = None)
         disk.rename(path, keep)
     disk.rename(new, path)
     disk.sync_folder(path.parent)
+
+
+def parts_of(path: Path) -> Iterator[bytes]:
+    """The content of a file, in parts of a megabyte.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        while part := file.read(CHUNK_BYTES):
+            yield part
+
+
+def hash_file(path: Path) -> str:
+    """Sha256 (hex) of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    total = hashlib.sha256()
+    for part in parts_of(path):
+        total.update(part)
+    return total.hexdigest()
 
 
 def _sync(path: Path, flags: int) -> None:

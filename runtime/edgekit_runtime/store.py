@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -28,11 +27,10 @@ from typing import Final
 
 from edgekit_runtime import state as states
 from edgekit_runtime.contract import ContractError, File, Manifest, Release
-from edgekit_runtime.disk import Disk, replace
+from edgekit_runtime.disk import Disk, hash_file, replace
 from edgekit_runtime.errors import ArtifactError, StoreError
 from edgekit_runtime.state import State
 
-CHUNK_BYTES: Final = 1 << 20
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # A state takes a few kilobytes, and twice that while it is replaced; what is left is for logs of the system.
 SPARE_BYTES: Final = 1 << 20
@@ -336,19 +334,6 @@ class Store:
             return ((folder or self.blobs) / name).stat().st_size
         except FileNotFoundError:
             return 0
-
-
-def hash_file(path: Path) -> str:
-    """Sha256 (hex) of a file, read in parts.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(CHUNK_BYTES):
-            total.update(part)
-    return total.hexdigest()
 
 
 def _at_most(parts: Iterable[bytes], left: int) -> Iterator[bytes]:
