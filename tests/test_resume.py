@@ -150,6 +150,7 @@ def test_ctrl_c_in_every_stage_of_training_then_resume_gives_the_bundle_of_an_un
             command(made, *more, files=files), capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
         assert done.returncode == 0, done.stderr
+        assert "Warning" not in done.stderr
     assert hashes(out) == hashes(whole)
     assert not list(tmp_path.glob(".*"))
 

@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -294,6 +295,9 @@ def _exit(work: Any) -> NoReturn:
 
 def main() -> None:
     """Entry point of the `edgekit` command."""
+    if not sys.warnoptions:
+        # What libraries tell one another about their future says nothing about the user's model.
+        warnings.simplefilter("ignore", FutureWarning)
     app()
 
 
