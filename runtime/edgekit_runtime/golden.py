@@ -22,19 +22,35 @@ MAX_ARRAYS: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """Known answers.
+    """Inputs with the outputs of the quantized reference, for the self-test on a device.
 
     Attributes:
-        inputs: one array `[n, ...]` per input of the model.
-        outputs: real values of the reference, one array `[n, ...]` per output.
-        step: size of one step of each output.
-        tolerance_steps: that each output may be off.
+        inputs: one array per input of the manifest, shape (n, *shape at batch one), in its own dtype.
+        outputs: one array per output, shape (n, *shape at batch one), real values.
+        step: real size of one step of each output's grid, 1/255 of the range where it stays float.
+        tolerance_steps: largest difference of each output that passes, in steps.
     """
 
     inputs: tuple[Array, ...]
     outputs: tuple[Array, ...]
     step: tuple[float, ...]
     tolerance_steps: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        arrays = (*self.inputs, *self.outputs)
+        if not self.inputs or not self.outputs or any(array.ndim == 0 or not len(array) for array in arrays):
+            raise ValueError("golden vectors: expected at least one sample of at least one input and output")
+        if len({len(array) for array in arrays}) != 1:
+            raise ValueError(
+                f"golden vectors: {[len(array) for array in arrays]} samples, expected equal counts"
+            )
+        if any(array.dtype.kind not in "fiub" or not np.isfinite(array).all() for array in arrays):
+            raise ValueError("golden vectors: expected finite numbers")
+        if not len(self.outputs) == len(self.step) == len(self.tolerance_steps):
+            raise ValueError("golden vectors: expected one step and one tolerance per output")
+        steps_fit = all(0 < each < np.inf for each in self.step)
+        if not steps_fit or not all(each >= 0 for each in self.tolerance_steps):
+            raise ValueError("golden vectors: expected steps above 0 and tolerances of at least 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +93,12 @@ def read_golden(path: Path) -> Golden:
         zipfile.BadZipFile,
         NotImplementedError,
     ) as error:
-        raise _no_golden(path, str(error)) from error
-    counts = {len(array) if array.ndim else 0 for array in (*found.inputs, *found.outputs)}
-    if len(counts) != 1 or counts == {0} or not found.outputs:
-        raise _no_golden(path, f"samples of its arrays: {sorted(counts)}")
-    steps = (*found.step, *found.tolerance_steps)
-    if {len(found.step), len(found.tolerance_steps)} != {len(found.outputs)} or not (
-        all(np.isfinite(steps)) and min(found.step) > 0 and min(found.tolerance_steps) >= 0
-    ):
-        raise _no_golden(path, f"steps {found.step}, tolerances {found.tolerance_steps}")
+        raise ArtifactError(
+            f"{path}: {error}",
+            expected="golden vectors in .npz",
+            way_out="Write the bundle again with `edgekit compress`.",
+            code="golden_file",
+        ) from error
     return found
 
 
@@ -139,12 +152,3 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Array:
 def _numbered(arrays: Mapping[str, Array], prefix: str) -> tuple[Array, ...]:
     count = sum(name.startswith(prefix) for name in arrays)
     return tuple(arrays[f"{prefix}{index}"] for index in range(count))
-
-
-def _no_golden(path: Path, found: Any) -> ArtifactError:
-    return ArtifactError(
-        f"{path}: {found}",
-        expected="golden vectors in .npz",
-        way_out="Write the bundle again with `edgekit compress`.",
-        code="golden_file",
-    )

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgekit.errors import UsageError
 from edgekit.staging import NO_ROOM, put_in_place, staged
+from edgekit_runtime import golden
 from edgekit_runtime.contract import ContractError, Manifest
+from edgekit_runtime.errors import ArtifactError
+from edgekit_runtime.golden import Golden
 
 __all__ = [
     "Bundle",
@@ -45,39 +47,6 @@ class Digest(NamedTuple):
 
     sha256: str
     size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Golden:
-    """Inputs with the outputs of the quantized reference, for the self-test on a device.
-
-    Attributes:
-        inputs: one array per input of the manifest, shape (n, *shape at batch one), in its own dtype.
-        outputs: one array per output, shape (n, *shape at batch one), real values.
-        step: real size of one step of each output's grid, 1/255 of the range where it stays float.
-        tolerance_steps: largest difference of each output that passes, in steps.
-    """
-
-    inputs: tuple[NDArray[Any], ...]
-    outputs: tuple[NDArray[Any], ...]
-    step: tuple[float, ...]
-    tolerance_steps: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        arrays = (*self.inputs, *self.outputs)
-        if not self.inputs or not self.outputs or any(array.ndim == 0 or not len(array) for array in arrays):
-            raise ValueError("golden vectors: expected at least one sample of at least one input and output")
-        if len({len(array) for array in arrays}) != 1:
-            raise ValueError(
-                f"golden vectors: {[len(array) for array in arrays]} samples, expected equal counts"
-            )
-        if any(array.dtype.kind not in "fiub" or not np.isfinite(array).all() for array in arrays):
-            raise ValueError("golden vectors: expected finite numbers")
-        if not len(self.outputs) == len(self.step) == len(self.tolerance_steps):
-            raise ValueError("golden vectors: expected one step and one tolerance per output")
-        steps_fit = all(0 < each < np.inf for each in self.step)
-        if not steps_fit or not all(each >= 0 for each in self.tolerance_steps):
-            raise ValueError("golden vectors: expected steps above 0 and tolerances of at least 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,27 +232,15 @@ def write_golden(folder: Path, golden: Golden, name: str = GOLDEN) -> None:
 
 
 def read_golden(path: Path) -> Golden:
-    """Read golden vectors.
+    """Read golden vectors, as a device does.
 
     Raises:
         UsageError: it is missing or not what `write_golden` writes.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        return Golden(
-            inputs=_numbered(arrays, "input_"),
-            outputs=_numbered(arrays, "output_"),
-            step=tuple(float(each) for each in arrays["step"]),
-            tolerance_steps=tuple(float(each) for each in arrays["tolerance_steps"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path}: {error}", expected="golden vectors in .npz", way_out=_REWRITE) from error
-
-
-def _numbered(arrays: Mapping[str, NDArray[Any]], prefix: str) -> tuple[NDArray[Any], ...]:
-    count = sum(name.startswith(prefix) for name in arrays)
-    return tuple(arrays[f"{prefix}{index}"] for index in range(count))
+        return golden.read_golden(path)
+    except ArtifactError as error:
+        raise UsageError(error.what, expected=error.expected, way_out=_REWRITE) from error
 
 
 def _files_below(path: Path) -> Iterator[tuple[bytes, Path]]:
