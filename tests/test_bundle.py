@@ -310,7 +310,7 @@ def test_golden_vectors_with_a_pickle_inside_are_refused(tmp_path: Path) -> None
     path = tmp_path / "golden.npz"
     objects: Any = np.array([{"a": 1}], dtype=object)
     np.savez(path, input_0=objects, output_0=objects, step=[1.0], tolerance_steps=[1.0])
-    with pytest.raises(UsageError, match="input_0.npy holds object"):
+    with pytest.raises(UsageError, match=r"input_0\.npy holds object"):
         bundle.read_golden(path)
 
 
