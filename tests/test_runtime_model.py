@@ -302,7 +302,7 @@ def test_a_link_in_a_bundle_is_not_followed(tmp_path: Path) -> None:
 
 @given(
     st.lists(st.floats(width=32), min_size=1, max_size=20),
-    st.floats(1e-6, 10, width=32),
+    st.floats(2**-20, 8.0, width=32),
     st.integers(-128, 127),
 )
 def test_any_value_lands_on_the_nearest_step_of_the_grid_or_on_its_end(

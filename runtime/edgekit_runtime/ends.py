@@ -126,7 +126,9 @@ def _onto(scale: float, zero_point: int, dtype: np.dtype[Any]) -> Convert:
     low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
 
     def convert(x: Array) -> Array:
-        q = np.divide(x, step, dtype=np.float32)
+        # What leaves float32 is far beyond the grid, and lands on its end.
+        with np.errstate(over="ignore"):
+            q = np.divide(x, step, dtype=np.float32)
         np.rint(q, out=q)
         q += zero
         # NaN is no integer; the lowest one is what runtimes make of it on most processors, and here on all.
