@@ -91,6 +91,13 @@ class Store:
     @contextmanager
     def _lock(self, name: str, how: int) -> Iterator[None]:
         """The system gives a lock back with the process, however that ends."""
+        if not self.path.exists():
+            raise StoreError(
+                f"{self.path}: there is no store here",
+                expected="a folder that an install made",
+                way_out="Install a version with `edgekit-runtime install BUNDLE`, or name another folder with --store.",
+                code="no_store",
+            )
         with _told(self.path):
             handle = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
