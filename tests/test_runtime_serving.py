@@ -19,39 +19,15 @@ import pytest
 
 from edgekit_runtime import DeviceError, Runtime
 from edgekit_runtime.errors import InputError, StoreError
-from edgekit_runtime.events import DEFAULT_LIMITS, MarkedGood, RolledBack
-from edgekit_runtime.manager import Manager
+from edgekit_runtime.events import DEFAULT_LIMITS, RolledBack
 from edgekit_runtime.process import is_alive, this_process
 from edgekit_runtime.runtime import Swap
 from edgekit_runtime.state import COMMIT, IDLE, PROBATION, ROLLBACK, Process
-from edgekit_runtime.store import Store
-from support.adders import WIDTH, add, adder
+from support.adders import WIDTH, adder
+from support.device import Device
 from support.releases import Published
 
 X = np.zeros((1, WIDTH), np.float32)
-
-
-class Device:
-    """A store and the one that drives it."""
-
-    def __init__(self, path: Path) -> None:
-        self.store = Store(path)
-        self.store.make()
-        self.known: dict[str, Published] = {}
-        self.manager = Manager(
-            self.store,
-            fetch=lambda release: add(self.store, self.known[release]) and None,
-            stage=lambda _: None,
-        )
-
-    def install(self, published: Published, *, good: bool = False) -> str:
-        release = published.release.id
-        self.known[release] = published
-        self.manager.install(release, forced=True)
-        if good:
-            self.manager.tell(MarkedGood(release))
-            self.manager.go_on()
-        return release
 
 
 @pytest.fixture

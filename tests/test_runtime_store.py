@@ -286,7 +286,7 @@ def test_one_process_drives_and_others_may_read_and_tell(store: Store) -> None:
     manager = serving(store)
     with store.driven():
         other = manager_of(Store(store.path), FIRST, SECOND)
-        with pytest.raises(StoreError, match="another process carries an update out") as caught:
+        with pytest.raises(StoreError, match="another process holds `driver`") as caught:
             other.install(NEW)
         assert caught.value.code == "store_busy"
         assert other.store.state().live == LIVE

@@ -9,10 +9,17 @@ if TYPE_CHECKING:
     from edgekit_runtime.errors import DeviceError
     from edgekit_runtime.model import Model
     from edgekit_runtime.runtime import Runtime
+    from edgekit_runtime.shadow.settings import Shadow
 
-__all__ = ["DeviceError", "Model", "Runtime", "Settings"]
+__all__ = ["DeviceError", "Model", "Runtime", "Settings", "Shadow"]
 
-_HOMES = {"Model": "model", "Runtime": "runtime", "Settings": "backends", "DeviceError": "errors"}
+_HOMES = {
+    "Model": "model",
+    "Runtime": "runtime",
+    "Settings": "backends",
+    "Shadow": "shadow.settings",
+    "DeviceError": "errors",
+}
 
 
 def __getattr__(name: str) -> Any:

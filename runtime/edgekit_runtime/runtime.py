@@ -5,7 +5,7 @@ beside the old one, then moves one reference; the old one is freed when the last
 
 The runtime tells the store what happens to a version on probation: that this process is about to load it, how it does,
 and that the process ended as it should. What the store cannot be told, because its disk is full or read-only, never
-stops serving.
+stops serving. A candidate that waits in the shadow runs beside it, in a process of its own.
 """
 
 from __future__ import annotations
@@ -22,23 +22,28 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from edgekit_runtime.backends import Array, Settings
 from edgekit_runtime.bundle import locate_in
 from edgekit_runtime.errors import DeviceError, InputError, StoreError
-from edgekit_runtime.events import Event, Health, Left, LoadFailed, Loading, MarkedGood
+from edgekit_runtime.events import Event, Failed, Health, Left, LoadFailed, Loading, MarkedGood
 from edgekit_runtime.manager import tell
 from edgekit_runtime.model import NO_SETTINGS, Info, Model
 from edgekit_runtime.process import is_alive, this_process
-from edgekit_runtime.state import PROBATION, State
+from edgekit_runtime.shadow.settings import Shadow
+from edgekit_runtime.state import PROBATION, SHADOW, State
 from edgekit_runtime.store import Store
+
+if TYPE_CHECKING:
+    from edgekit_runtime.shadow.host import Host, Standing
 
 log = logging.getLogger(__name__)
 
 POLL_S: Final = 1.0
+DEFAULT_SHADOW: Final = Shadow()
 # Codes of a file that changed on this disk, or is gone: nothing is wrong with the release.
 DAMAGED: Final = frozenset({"damaged", "missing"})
 # One load for each slot of the store, and one to see that nothing is left.
@@ -111,6 +116,7 @@ class Runtime:
         settings: threads, providers, delegates.
         poll_s: seconds between looks at the store.
         max_latency_ms: milliseconds of a prediction that a version on probation may take; most of them have to.
+        shadow: budget of a candidate beside the live version; None: this process runs none.
 
     Raises:
         DeviceError: nothing is live, or nothing that is can be loaded.
@@ -124,11 +130,14 @@ class Runtime:
         settings: Settings = NO_SETTINGS,
         poll_s: float = POLL_S,
         max_latency_ms: float = math.inf,
+        shadow: Shadow | None = DEFAULT_SHADOW,
     ) -> None:
         self.store, self._max_s = Store(Path(store)), max_latency_ms / 1e3
         self._format, self._settings, self._poll_s = format, settings, poll_s
         self._process = this_process()
         self._told: list[Callable[[Swap], None]] = []
+        self._budget: Shadow | None = shadow
+        self._shadow: Host | None = None
         self._stop, self._swapping = threading.Event(), threading.Lock()
         self._serving = self._load_live(None)
         self._watcher = threading.Thread(target=self._watch, name="edgekit-runtime", daemon=True)
@@ -147,7 +156,9 @@ class Runtime:
         return await asyncio.to_thread(self.predict, x)
 
     def _counted(self, method: str, x: Array | Mapping[str, Array]) -> Any:
-        serving = self._serving
+        serving, shadow = self._serving, self._shadow
+        if shadow is not None and shadow.draws():
+            return self._shadowed(serving, shadow, method, x)
         if not serving.on_trial:
             return getattr(serving.model, method)(x)
         began = time.perf_counter()
@@ -160,6 +171,22 @@ class Runtime:
             raise
         serving.count(outputs, slow=time.perf_counter() - began > self._max_s)
         return outputs
+
+    @staticmethod
+    def _shadowed(serving: _Serving, shadow: Host, method: str, x: Array | Mapping[str, Array]) -> Any:
+        """Predict, and hand what came in and out to the candidate; there is none while a version is on probation."""
+        began = time.perf_counter_ns()
+        outputs = getattr(serving.model, method)(x)
+        took = time.perf_counter_ns() - began
+        if serving.release == shadow.pair.live:
+            shadow.offer(x, outputs, took)
+        return outputs
+
+    @property
+    def shadow(self) -> Standing | None:
+        """How the candidate beside the live version does; None where there is none, or not in this process."""
+        shadow = self._shadow
+        return shadow.standing() if shadow is not None else None
 
     @property
     def info(self) -> Info:
@@ -200,6 +227,7 @@ class Runtime:
             if before.on_trial and state.live == before.release:
                 self._tell(before.health())
                 state = self.store.state()
+            self._follow_shadow(state)
             if state.live is None or state.live == before.release:
                 before.on_trial = state.phase == PROBATION
                 return False
@@ -219,6 +247,8 @@ class Runtime:
         if not self._stop.is_set():
             self._stop.set()
             self._watcher.join()
+            with self._swapping:
+                self._end_shadow()
             if self._serving.on_trial:
                 self._tell(self._serving.health())
             self._tell(Left(self._process))
@@ -240,6 +270,28 @@ class Runtime:
             except Exception:
                 # Whatever a backend does while it loads another version, the one that serves goes on.
                 log.exception("the store could not be followed")
+
+    def _follow_shadow(self, state: State) -> None:
+        """Run what waits in the shadow beside what serves here, and nothing else."""
+        wanted = state.phase == SHADOW and state.live == self._serving.release
+        if self._shadow is not None and (not wanted or self._shadow.pair.candidate != state.candidate):
+            self._end_shadow()
+        if self._shadow is None and wanted and self._budget is not None and state.candidate is not None:
+            from edgekit_runtime.shadow.host import Pair, open_host
+
+            pair = Pair(self._serving.release, state.candidate)
+            inputs = self._serving.model.info.inputs
+            self._shadow = open_host(self.store, pair, inputs, self._budget, self._refuse)
+        if self._shadow is not None:
+            self._shadow.look()
+
+    def _refuse(self, code: str) -> None:
+        self._tell(Failed(SHADOW, code))
+
+    def _end_shadow(self) -> None:
+        shadow, self._shadow = self._shadow, None
+        if shadow is not None:
+            shadow.close()
 
     def _load_live(self, before: _Serving | None) -> _Serving:
         """Load what is live; what cannot be loaded is given up, and what is live then is tried."""

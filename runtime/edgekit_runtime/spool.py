@@ -4,6 +4,7 @@
 SPOOL/
   000000000017-2-3f9a…     a document: its number, its value, its key
   dropped.json             how many gave way, and which of them are just going
+  lock                     held for the moment in which a document comes in
 ```
 
 A document that `put` returned for is on the disk. When the spool is full, the documents of least value give way, of
@@ -12,10 +13,12 @@ those the oldest first, and every one of them is counted, once, whatever happens
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -48,7 +51,7 @@ class Entry:
 
 
 class Spool:
-    """A bounded queue. One process at a time writes to it.
+    """A bounded queue. Several processes may write to it; one at a time does.
 
     Args:
         path: folder; it is made.
@@ -62,14 +65,15 @@ class Spool:
     def __init__(self, path: Path, *, max_bytes: int, disk: Disk | None = None) -> None:
         self.path, self.max_bytes, self.disk = path, max_bytes, disk or Disk()
         self._counter = path / "dropped.json"
+        self.dropped: int = 0
+        self._going: tuple[Entry, ...] = ()
         if not path.exists():
-            self.disk.make_folder(path)
+            with suppress(FileExistsError):
+                self.disk.make_folder(path)
             self.disk.sync_folder(path.parent)
-        self.dropped, self._going = self._counted()
-        for entry in self._going:
-            self.disk.remove(path / entry.name)
-        for half in path.glob("*.new"):
-            self.disk.remove(half)
+        with self._locked():
+            for half in path.glob("*.new"):
+                self.disk.remove(half)
 
     def put(self, key: str, document: bytes, *, value: int = 5) -> bool:
         """Take a document in; when this returns, no power cut loses it.
@@ -85,6 +89,10 @@ class Spool:
         Raises:
             OSError: the disk is full, or cannot be written; nothing is lost that was there.
         """
+        with self._locked():
+            return self._put(key, document, value)
+
+    def _put(self, key: str, document: bytes, value: int) -> bool:
         entries = list(self)
         if any(entry.key == key for entry in entries):
             return True
@@ -134,6 +142,20 @@ class Spool:
         content = {"dropped": self.dropped + more, "going": [entry.name for entry in going]}
         replace(self.disk, self._counter, json.dumps(content).encode())
         self.dropped, self._going = self.dropped + more, tuple(going)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Alone, with what others counted; the system gives the lock back with the process, however that ends."""
+        handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            self.dropped, self._going = self._counted()
+            # A process that died may have counted what it did not come to remove.
+            for entry in self._going:
+                self.disk.remove(self.path / entry.name)
+            yield
+        finally:
+            os.close(handle)
 
     def _counted(self) -> tuple[int, tuple[Entry, ...]]:
         try:

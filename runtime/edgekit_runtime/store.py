@@ -8,6 +8,8 @@ STORE/
   state.before.json      the one before it
   lock                   held for the moment in which the state changes
   driver                 held by the process that carries an update out
+  shadow                 held by the one serving process whose candidate runs beside it
+  spool/                 windows that the server does not have yet
 ```
 
 A blob gets its name only when its content is on the disk and has that hash; a state is written only when every blob
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +33,7 @@ from edgekit_runtime.contract import ContractError, File, Manifest, Release
 from edgekit_runtime.disk import Disk, hash_file, replace
 from edgekit_runtime.errors import ArtifactError, StoreError
 from edgekit_runtime.state import State
+from edgekit_runtime.strict_json import MAX_BYTES
 
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # A state takes a few kilobytes, and twice that while it is replaced; what is left is for logs of the system.
@@ -53,6 +57,7 @@ class Store:
     def __init__(self, path: Path, *, disk: Disk | None = None, quota_bytes: int | None = None) -> None:
         self.path, self.disk, self.quota_bytes = path, disk or Disk(), quota_bytes
         self.blobs, self.incoming = path / "blobs", path / "incoming"
+        self.spool = path / "spool"
         self._state, self._before = path / "state.json", path / "state.before.json"
 
     def make(self) -> None:
@@ -89,6 +94,16 @@ class Store:
             yield
 
     @contextmanager
+    def shadowed(self) -> Iterator[None]:
+        """Be the only one that has a candidate beside the live version.
+
+        Raises:
+            StoreError: another process has, or the store cannot be written.
+        """
+        with self._lock("shadow", fcntl.LOCK_EX | fcntl.LOCK_NB):
+            yield
+
+    @contextmanager
     def _lock(self, name: str, how: int) -> Iterator[None]:
         """The system gives a lock back with the process, however that ends."""
         if not self.path.exists():
@@ -105,7 +120,7 @@ class Store:
                 fcntl.flock(handle, how)
             except BlockingIOError:
                 raise StoreError(
-                    f"{self.path}: another process carries an update out",
+                    f"{self.path}: another process holds `{name}`",
                     expected="one agent, or one command, at a time",
                     way_out="Wait for it; `edgekit-runtime status` only reads and works meanwhile.",
                     code="store_busy",
@@ -163,20 +178,23 @@ class Store:
         """The document of a release that is in the store.
 
         Raises:
-            ArtifactError: it is not there, or is damaged.
+            ArtifactError: it is not there, is damaged, or never was one.
         """
         try:
             with self.blob(release).open("rb") as file:
                 document = file.read(MAX_RELEASE_BYTES)
-            found = Release.from_json(document)
         except FileNotFoundError:
             raise _artifact_error(self.blob(release), "is not there", "missing") from None
-        except ContractError as error:
-            raise _artifact_error(self.blob(release), f"is no release: {error}", "damaged") from error
         except OSError as error:
             raise _store_error(self.blob(release), error) from error
-        if found.id != release:
+        if hashlib.sha256(document).hexdigest() != release:
             raise _artifact_error(self.blob(release), "has another hash than its name", "damaged")
+        try:
+            found = Release.from_json(document)
+        except ContractError as error:
+            raise _artifact_error(self.blob(release), f"is no release: {error}", "manifest") from error
+        if found.id != release:
+            raise _artifact_error(self.blob(release), "is written otherwise than releases are", "manifest")
         return found
 
     def manifest(self, release: Release) -> Manifest:
@@ -187,11 +205,14 @@ class Store:
         """
         path = self.blob(release.files["manifest.json"].sha256)
         try:
-            return Manifest.from_json(path.read_bytes())
+            with path.open("rb") as file:
+                return Manifest.from_json(file.read(MAX_BYTES + 1))
         except FileNotFoundError:
             raise _artifact_error(path, "is not there", "missing") from None
         except ContractError as error:
             raise _artifact_error(path, f"is no manifest: {error}", "manifest") from error
+        except OSError as error:
+            raise _store_error(path, error) from error
 
     def missing(self, release: Release) -> dict[str, File]:
         """Files of a release whose blobs are not there yet: hash to file."""
@@ -307,9 +328,12 @@ class Store:
         """
         found = set(state.held)
         for release in state.held:
-            # The document of a candidate comes last.
-            if release != state.candidate or self.blob(release).exists():
+            try:
                 found |= {file.sha256 for file in self.release(release).files.values()}
+            except ArtifactError:
+                # The document of a candidate comes last, and again where it rotted before it was verified.
+                if release != state.candidate:
+                    raise
         return frozenset(found)
 
     def collect(self, state: State) -> int:

@@ -1,0 +1,264 @@
+"""The candidate's process: takes samples from the ring, predicts, compares, and puts windows into the spool.
+
+`python -m edgekit_runtime.shadow.worker STORE LIVE CANDIDATE MEMORY FULL FREE SETTINGS`, as `host` starts it. It ends
+by itself, with its last window on the disk, when the live process closes its side or dies.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import select
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from edgekit_runtime.backends import Array, Settings
+from edgekit_runtime.bundle import locate_in
+from edgekit_runtime.contract import Manifest
+from edgekit_runtime.errors import DeviceError
+from edgekit_runtime.model import Model
+from edgekit_runtime.shadow import ring
+from edgekit_runtime.shadow.budget import Duty, hottest_celsius, is_hot
+from edgekit_runtime.shadow.comparators import COMPARATORS, Answer, Difference, task_of
+from edgekit_runtime.shadow.gather import Gathered, all_finite
+from edgekit_runtime.shadow.settings import Shadow
+from edgekit_runtime.spool import Spool
+from edgekit_runtime.store import Store
+from edgekit_runtime.windows import Window
+
+log = logging.getLogger(__name__)
+
+# Exit statuses that the live process understands.
+ENDED, CANNOT_LOAD = 0, 10
+# Seconds between looks at the sensors.
+THERMAL_S: Final = 5.0
+# A pause or a wait is no longer than this, so that a window is closed about when it should be.
+STEP_S: Final = 1.0
+# Windows are worth more than what only helps to understand, less than what must not be missed.
+VALUE: Final = 5
+# A single allocation beyond the limit fails; what grows slowly, the live process sees.
+SLACK_BYTES: Final = 256 << 20
+
+
+class Reader:
+    """The candidate's side of a ring.
+
+    Args:
+        memory: of the ring.
+        full: pipe of the slots that hold a sample.
+        free: pipe that takes their numbers back.
+    """
+
+    def __init__(self, memory: ring.Memory, full: int, free: int) -> None:
+        self.memory, self._full, self._free = memory, full, free
+        self._poll = select.poll()
+        self._numbers: list[int] = []
+
+    def ended(self, wait_s: float) -> bool:
+        """Wait without taking anything; whether the live process is gone."""
+        self._poll.register(self._full, 0)
+        return bool(self._poll.poll(1e3 * wait_s))
+
+    def ready(self, wait_s: float) -> bool:
+        """Wait for a sample; whether there is one."""
+        self._poll.register(self._full, select.POLLIN)
+        return bool(self._numbers) or any(what & select.POLLIN for _, what in self._poll.poll(1e3 * wait_s))
+
+    def take(self) -> int | None:
+        """The number of the oldest slot that is full; None where the live process is gone."""
+        if not self._numbers:
+            self._numbers = list(os.read(self._full, 256))
+        return self._numbers.pop(0) if self._numbers else None
+
+    def give_back(self, number: int) -> None:
+        """Let the live process use a slot again."""
+        with suppress(BrokenPipeError):
+            os.write(self._free, bytes((number,)))
+
+
+class Worker:
+    """Compares what comes in, and closes windows.
+
+    Args:
+        reader: of samples.
+        candidate: on trial.
+        live: a copy of what serves, None where the noise is not measured.
+        manifest: of the candidate.
+        names: ids of the live release and the candidate.
+        settings: budget.
+        spool: for windows.
+    """
+
+    def __init__(
+        self, reader: Reader, candidate: Model, live: Model | None, manifest: Manifest,
+        names: tuple[str, str], settings: Shadow, spool: Callable[[Window], None],
+    ) -> None:  # fmt: skip
+        self._reader, self._candidate, self._live, self._manifest = reader, candidate, live, manifest
+        self._names, self._settings, self._spool = names, settings, spool
+        self._sensors = Path(settings.sensors)
+        self.task = task_of(manifest)
+        row = COMPARATORS[self.task]
+        self._compare, self._tolerance = row.compare, settings.tolerance
+        if self._tolerance is None:
+            self._tolerance = row.tolerance
+        self._counters = reader.memory.counters
+        self._told = {"seen": 0, "dropped": 0}
+        self._samples, self._hot, self._looked_s = 0, False, time.monotonic() - THERMAL_S
+        self._open()
+
+    def run(self, duty: Duty) -> None:
+        """Work until the live process is gone, within the budget."""
+        self._counters[ring.READY] = 1
+        while True:
+            now_s = time.monotonic()
+            self._look_at_sensors(now_s)
+            if now_s - self._began >= self._settings.window_s and self.close():
+                self._open()
+            pause_s = STEP_S if self._hot else duty.pause_s(now_s, time.process_time())
+            if pause_s > 0:
+                if self._reader.ended(min(pause_s, STEP_S)):
+                    return
+            elif self._reader.ready(STEP_S):
+                number = self._reader.take()
+                if number is None:
+                    return
+                self._one(number)
+                self._reader.give_back(number)
+            elif self._reader.ended(0.0):
+                return
+
+    def close(self) -> bool:
+        """Put the window into the spool; where that cannot be done it goes on, and False is returned."""
+        for name, at in (("seen", ring.SEEN), ("dropped", ring.DROPPED)):
+            now = int(self._counters[at])
+            self._gathered.count(**{name: now - self._told[name]})
+            self._told[name] = now
+        window = Window(
+            uuid.uuid4().hex, *self._names, self.task, self._began_at_s,
+            round(time.monotonic() - self._began, 3), self._gathered.figures(),
+        )  # fmt: skip
+        try:
+            self._spool(window)
+        except OSError as error:
+            log.warning("a window could not be kept: %s", error)
+            return False
+        return True
+
+    def _open(self) -> None:
+        self._gathered = Gathered([spec.name for spec in self._manifest.inputs], self._manifest.labels)
+        self._began, self._began_at_s = time.monotonic(), max(0, int(time.time()))
+
+    def _look_at_sensors(self, now_s: float) -> None:
+        if now_s - self._looked_s < THERMAL_S:
+            return
+        self._hot = is_hot(hottest_celsius(self._sensors), self._settings.max_celsius, was=self._hot)
+        if self._hot:
+            self._gathered.count(hot_s=round(now_s - self._looked_s))
+        self._looked_s = now_s
+
+    def _one(self, number: int) -> None:
+        """One sample, from its slot to the figures."""
+        took, inputs, live = self._reader.memory.slot(number)
+        for name, values in inputs.items():
+            self._gathered.looked_at(name, values)
+        self._samples += 1
+        began = time.perf_counter()
+        self._counters[ring.BUSY_SINCE] = time.monotonic_ns()
+        try:
+            candidate = self._answer(self._candidate, inputs)
+        except Exception:
+            # Every backend has errors of its own; here each of them is one of the candidate.
+            log.debug("an input failed", exc_info=True)
+            self._gathered.count(errors=1)
+            self._counters[ring.ERRORS] += np.uint64(1)
+            return
+        finally:
+            self._counters[ring.BUSY_SINCE] = 0
+        self._gathered.took(int(took[0]) / 1e6, 1e3 * (time.perf_counter() - began))
+        finite = all_finite(live), all_finite(candidate)
+        self._gathered.count(live_nans=not finite[0], nans=not finite[1])
+        difference = self._difference(live, candidate) if all(finite) else None
+        self._gathered.compared(difference)
+        self._counters[ring.COMPARED] += np.uint64(1)
+        self._counters[ring.AGREED] += np.uint64(difference is not None and difference.agreed)
+        self._counters[ring.NANS] += np.uint64(finite[0] and not finite[1])
+        if self._live is not None and self._samples % self._settings.noise_every == 0:
+            again = self._answer(self._live, inputs)
+            both = all_finite(live) and all_finite(again)
+            self._gathered.noise(self._difference(live, again) if both else None)
+
+    def _difference(self, live: Answer, other: Answer) -> Difference:
+        assert self._tolerance is not None
+        return self._compare(live, other, self._manifest.outputs, self._tolerance)
+
+    def _answer(self, model: Model, inputs: dict[str, Array]) -> Answer:
+        found = model.predict(inputs)
+        return found if isinstance(found, dict) else {self._manifest.outputs[0].name: found}
+
+
+def give_way(budget: Shadow) -> None:
+    """Run when nobody else wants the processor, be the first to go when memory is short, and stop at a limit of it."""
+    with suppress(OSError):
+        os.nice(19)
+    if budget.only_idle and hasattr(os, "SCHED_IDLE"):
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", "ascii")
+    with suppress(OSError, ValueError):
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        wanted = budget.memory_bytes + SLACK_BYTES
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+
+
+def main(store: str, live: str, candidate: str, memory: str, full: str, free: str, settings: str) -> int:
+    """Exit status 0 when the live process closed its side, 10 when a version cannot be loaded."""
+    began_s = time.monotonic()
+    # An interrupt at the terminal is for the application; this process ends after it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    budget = Shadow.from_json(settings)
+    give_way(budget)
+    place = Store(Path(store))
+    try:
+        models = list(_loaded(place, candidate, live if budget.noise_every else None))
+    except DeviceError as error:
+        log.warning("%s", error)
+        return CANNOT_LOAD
+    manifest = place.manifest(place.release(candidate))
+    reader = Reader(ring.Memory(ring.Layout.of(manifest, budget.slots), int(memory)), int(full), int(free))
+    spool = Spool(place.spool, max_bytes=budget.spool_bytes)
+
+    def keep(window: Window) -> None:
+        spool.put(window.key, window.to_json().encode(), value=VALUE)
+
+    second = models[1] if len(models) > 1 else None
+    worker = Worker(reader, models[0], second, manifest, (live, candidate), budget, keep)
+    try:
+        worker.run(Duty(budget.cpu_share, began_s))
+    finally:
+        worker.close()
+    return ENDED
+
+
+def _loaded(store: Store, *releases: str | None) -> Iterator[Model]:
+    for release in releases:
+        if release is not None:
+            document = store.release(release)
+            yield Model.of(
+                store.manifest(document), locate_in(document, store.blob), settings=Settings(threads=1)
+            )
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING)
+    sys.exit(main(*sys.argv[1:]))
