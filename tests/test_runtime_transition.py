@@ -195,7 +195,7 @@ def test_the_first_version_of_all_has_nothing_to_return_to_and_is_given_up() -> 
 
 def test_after_a_commit_only_a_word_from_outside_or_damage_takes_a_version_back() -> None:
     done = after(ON_TRIAL, MarkedGood(NEW), Done(COMMIT))
-    for event in (Health(NEW, 1.0, 100, errors=100), Failed(COMMIT, "report"), Loading(P1), Sent(9)):
+    for event in (Health(NEW, 1.0, 100, errors=100), Failed(COMMIT, "report"), Loading(P1), Sent(())):
         assert after(done, event).live == NEW
     state = after(done, RolledBack())
     assert (state.phase, state.live, state.failed) == (ROLLBACK, LIVE, {NEW: "asked_for"})
@@ -217,10 +217,28 @@ def test_pinned_takes_nothing_but_what_is_forced() -> None:
     assert after(state, Pinned(on=False), Offered(NEW)).phase == FETCH
 
 
-def test_reports_that_were_sent_are_forgotten_oldest_first() -> None:
-    state = replace(SERVING, reports=tuple(Report("refused", NEW, "nan", at) for at in range(3)))
-    assert [report.at_s for report in after(state, Sent(2)).reports] == [2]
-    assert after(state, Sent(-1)).reports == state.reports
+def test_reports_that_the_server_has_are_forgotten_and_no_others() -> None:
+    reports = tuple(Report("refused", NEW, "nan", at) for at in range(3))
+    state = replace(SERVING, reports=reports)
+    sent = Sent((reports[0], reports[2], Report("refused", OTHER, "nan", 1)))
+    assert after(state, sent).reports == (reports[1],)
+    assert after(state, Sent(())).reports == reports
+
+
+def test_what_happens_again_and_again_is_reported_once() -> None:
+    state = SERVING
+    for at in range(5):
+        state = state.told(Report("refused", NEW, "no_room", at))
+    assert [(each.reason, each.at_s) for each in state.reports] == [("no_room", 0)]
+    assert len(state.told(Report("refused", NEW, "golden", 9)).reports) == 2
+
+
+def test_a_version_that_the_fleet_withdraws_may_come_again() -> None:
+    state = after(ON_TRIAL, RolledBack("withdrawn", passing=True))
+    assert (state.phase, state.live, state.failed) == (ROLLBACK, LIVE, {})
+    assert state.reports[-1].reason == "withdrawn"
+    state = after(coming(SHADOW), RolledBack("withdrawn", passing=True))
+    assert (state.phase, state.candidate, state.failed) == (IDLE, None, {})
 
 
 @pytest.mark.parametrize("event", [Recovered(), Offered(OTHER), Loading(P1), Done("some day")])
@@ -255,9 +273,9 @@ EVENTS = st.one_of(
     st.builds(LoadFailed, RELEASES, CODES, st.booleans()),
     st.builds(Health, RELEASES, st.sampled_from([1.0, 1000.0]), COUNTS, COUNTS, COUNTS, COUNTS),
     st.builds(MarkedGood, RELEASES),
-    st.just(RolledBack()),
+    st.builds(RolledBack, st.just("asked_for"), st.booleans()),
     st.builds(Pinned, st.booleans()),
-    st.builds(Sent, st.integers(0, 3)),
+    st.builds(Sent, st.builds(lambda each: (Report("refused", *each, 7),), st.tuples(RELEASES, CODES))),
     st.just(Recovered()),
 )
 

@@ -39,7 +39,8 @@ class Bundle:
         Raises:
             ArtifactError: there is none, or it breaks the contract.
         """
-        file = path / MANIFEST
+        # A pipe in its place would be waited for, a link would be followed.
+        file = _located(path, MANIFEST)
         try:
             with file.open("rb") as stream:
                 return Bundle(path, Manifest.from_json(stream.read(MAX_MANIFEST_BYTES + 1)))
@@ -54,30 +55,24 @@ class Bundle:
         Raises:
             ArtifactError: it is missing, or a link, which could lead anywhere.
         """
-        place = self.path
-        for part in name.split("/"):
-            place /= part
-            try:
-                mode = place.lstat().st_mode
-            except OSError as error:
-                raise _no_bundle(place, error.strerror or str(error)) from error
-            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                raise _no_bundle(place, "is neither a file nor a directory")
-        return place
+        return _located(self.path, name)
 
     def release(self) -> Release:
         """The release that this bundle is: what a device needs of it, by hash.
 
         Raises:
-            ArtifactError: a file is missing, is a link, or is not what the manifest says.
+            ArtifactError: a file is missing, is no plain file, has a name that no release may hold, or is not what the
+                manifest says.
         """
         names = {MANIFEST}
         for artifact in self.manifest.artifacts:
             check_artifact(artifact, self.locate(artifact.file))
             names |= {artifact.golden, *self._below(artifact.file)}
-        return Release(
-            self.manifest.name, self.manifest.version, {name: self._file(name) for name in sorted(names)}
-        )
+        files = {name: self._file(name) for name in sorted(names)}
+        try:
+            return Release(self.manifest.name, self.manifest.version, files)
+        except ContractError as error:
+            raise _no_bundle(self.path, str(error)) from error
 
     def read(self, name: str) -> Iterator[bytes]:
         """The content of a file, in parts."""
@@ -85,7 +80,10 @@ class Bundle:
 
     def _file(self, name: str) -> File:
         path = self.locate(name)
-        return File(hash_file(path), path.stat().st_size)
+        try:
+            return File(hash_file(path), path.stat().st_size)
+        except OSError as error:
+            raise _no_bundle(path, error.strerror or str(error)) from error
 
     def _below(self, name: str) -> Iterator[str]:
         place = self.locate(name)
@@ -114,6 +112,27 @@ def locate_in(release: Release, blob: Callable[[str], Path]) -> Locate:
     return locate
 
 
+def check_release(release: Release, manifest: Manifest) -> None:
+    """Hold what a manifest says of its files against the release that both are part of.
+
+    Raises:
+        ArtifactError: a file is not in the release, or is another there.
+    """
+    for artifact in manifest.artifacts:
+        file = release.files.get(artifact.file)
+        if artifact.format == "coreml" and file is None:
+            there = any(path.startswith(f"{artifact.file}/") for path in release.files)
+        else:
+            there = file == File(artifact.sha256, artifact.size_bytes)
+        if not there or artifact.golden not in release.files:
+            raise ArtifactError(
+                f"{release.name} {release.version} lacks the {artifact.format} file of its manifest, or known answers",
+                expected=f"{artifact.file} with the hash {artifact.sha256[:16]}…, and {artifact.golden}",
+                way_out="Publish the bundle again, whole.",
+                code="manifest",
+            )
+
+
 def check_artifact(artifact: Artifact, path: Path) -> None:
     """Hold a model file against its manifest; of a package, its files vouch for themselves in the release.
 
@@ -133,6 +152,19 @@ def check_artifact(artifact: Artifact, path: Path) -> None:
             way_out="Copy the bundle again, whole.",
             code="damaged",
         )
+
+
+def _located(folder: Path, name: str) -> Path:
+    place = folder
+    for part in name.split("/"):
+        place /= part
+        try:
+            mode = place.lstat().st_mode
+        except OSError as error:
+            raise _no_bundle(place, error.strerror or str(error)) from error
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise _no_bundle(place, "is neither a file nor a directory")
+    return place
 
 
 def _no_bundle(path: Path, found: str) -> ArtifactError:

@@ -34,7 +34,11 @@ EXAMPLE: Final = """examples:
   edgekit-runtime activate --good          it does well: keep it
   edgekit-runtime status                   what serves, and where an update is
   edgekit-runtime run bundle/ x.npy        one prediction
+  edgekit-runtime agent --server URL --root root.json
+                                           be kept up to date by a fleet
 """
+
+AGENT: Final = "Keep this device as its fleet says: fetch, verify, try out, roll back, and tell what happens."
 
 Answer = dict[str, Any]
 
@@ -118,7 +122,35 @@ def _parser() -> argparse.ArgumentParser:
         else:
             each.add_argument("--seconds", type=float, default=2.0)
     command("doctor", _doctor, "What is installed here, and what it can run.")
+    _agent_options(command("agent", _agent, AGENT))
     return parser
+
+
+def _agent_options(agent: argparse.ArgumentParser) -> None:
+    environment = os.environ.get
+    agent.add_argument(
+        "--server", default=environment("EDGEKIT_SERVER"), help="address of the fleet (EDGEKIT_SERVER)"
+    )
+    agent.add_argument(
+        "--device",
+        default=environment("EDGEKIT_DEVICE"),
+        help="id of this device (EDGEKIT_DEVICE; default: made from /etc/machine-id)",
+    )
+    agent.add_argument(
+        "--channel",
+        default=environment("EDGEKIT_CHANNEL", "stable"),
+        help="whose policy holds here (EDGEKIT_CHANNEL)",
+    )
+    agent.add_argument(
+        "--root", type=Path, default=None, help="root.json of the fleet; needed once, at the first start"
+    )
+    agent.add_argument(
+        "--token-file", type=Path, default=None, help="file with what the server knows this device by"
+    )
+    agent.add_argument("--interval", type=float, default=300.0, help="seconds between polls (default: 300)")
+    agent.add_argument("--quota-mb", type=float, default=None, help="megabytes that all versions may take")
+    agent.add_argument("--insecure", action="store_true", help="plain HTTP to another host: for tests only")
+    agent.add_argument("--once", action="store_true", help="poll once, and say what came of it")
 
 
 def _count(text: str) -> int:
@@ -207,6 +239,8 @@ def _told(store: Store, state: State) -> Answer:
         answer["hint"] = "nothing serves yet: edgekit-runtime install BUNDLE"
     answer["pinned"] = state.pinned
     answer["failed"] = {release[:12]: why for release, why in state.failed.items()}
+    # Listed and not opened: this only reads.
+    answer["windows"] = sum(1 for _ in store.spool.glob("*-*-*")) if store.spool.exists() else 0
     answer["reports"] = [f"{each.kind} {each.release[:12]} {each.reason}".strip() for each in state.reports]
     return answer
 
@@ -279,6 +313,29 @@ def _bench(options: argparse.Namespace) -> Answer:
         "calls": len(times),
         "latency_ms": {"p50": round(low, 4), "p90": round(mid, 4), "p99": round(high, 4)},
     }
+
+
+# The agent
+
+
+def _agent(options: argparse.Namespace) -> Answer:
+    # What it needs is no part of a device that is updated by hand.
+    from edgekit_runtime.agent.start import serve
+
+    quota = None if options.quota_mb is None else round(1e6 * options.quota_mb)
+    store = Store(options.store or default_store(), quota_bytes=quota)
+    return serve(
+        store,
+        server=options.server or "",
+        device=options.device or "",
+        channel=options.channel,
+        root=options.root,
+        token_file=options.token_file,
+        interval_s=options.interval,
+        insecure=options.insecure,
+        once=options.once,
+        json_logs=options.json,
+    )
 
 
 def _doctor(options: argparse.Namespace) -> Answer:

@@ -5,6 +5,8 @@ DeviceError            says what was found, what was expected and the way out; h
 ├── StoreError         the store cannot be read, written or locked
 ├── ArtifactError      a release is damaged, incomplete, or lies about itself; it is never activated
 ├── RefusedError       the version manager does not take an event, by its rules
+├── TrustError         metadata or a target is not what the trusted roles signed; nothing of it is used
+├── NetworkError       a server was not reached, or did not answer to the end
 ├── BackendError       no backend runs a file here, or the one that is here refuses it
 └── InputError         what was given to a model does not fit its inputs
 ```
@@ -46,6 +48,16 @@ class RefusedError(DeviceError):
     """The version manager does not take an event, by its rules."""
 
     exit_code = 3
+
+
+class TrustError(DeviceError):
+    """Metadata or a target is not what the trusted roles signed."""
+
+    exit_code = 3
+
+
+class NetworkError(DeviceError):
+    """A server was not reached, or did not answer to the end."""
 
 
 class BackendError(DeviceError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from edgekit_runtime.state import Process, State
+from edgekit_runtime.state import Process, Report, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +125,11 @@ class RolledBack:
 
     Attributes:
         reason: code of who says so.
+        passing: nothing is known to be wrong with the version that goes.
     """
 
     reason: str = "asked_for"
+    passing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +141,9 @@ class Pinned:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """The oldest reports were taken by the server."""
+    """The server has some of the reports."""
 
-    count: int
+    reports: tuple[Report, ...]
 
 
 @dataclass(frozen=True, slots=True)

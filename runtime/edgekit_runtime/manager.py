@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from edgekit_runtime.errors import ArtifactError, DeviceError, RefusedError, StoreError
+from edgekit_runtime.bundle import check_release
+from edgekit_runtime.errors import ArtifactError, DeviceError, NetworkError, RefusedError, StoreError
 from edgekit_runtime.events import (
     DEFAULT_LIMITS,
     Action,
@@ -98,6 +99,7 @@ class Manager:
         """Offer a release and carry it as far as it goes by itself: into the shadow, or into probation.
 
         Raises:
+            NetworkError: it could not be fetched to its end; `go_on` goes on.
             RefusedError: the rules do not take it.
             StoreError: the store is driven by another process, or cannot be written.
         """
@@ -113,6 +115,7 @@ class Manager:
         """Do what is left to be done, from wherever the last process was cut off.
 
         Raises:
+            NetworkError: as `install`.
             StoreError: the store is driven by another process, or cannot be written.
         """
         with self.store.driven():
@@ -120,7 +123,11 @@ class Manager:
 
     def _carry_out(self, step: Step) -> State:
         while step.actions and step.actions[0].phase != SHADOW:
-            step = self.tell(self._do(step.actions[0]))
+            event = self._do(step.actions[0])
+            step = self.tell(event)
+            if isinstance(event, Failed) and not event.passing:
+                # It does not come again by itself, and would be in the way of the next one.
+                self._collect("")
         return step.state
 
     def _do(self, action: Action) -> Event:
@@ -130,6 +137,9 @@ class Manager:
                 return Recovered()
         try:
             self._deeds[action.phase](action.release)
+        except NetworkError:
+            # Whatever came in stays, and so does the phase: `go_on` goes on from there.
+            raise
         except ArtifactError as error:
             self.told(error)
             return Failed(action.phase, error.code, passing=error.code in TRANSFER)
@@ -142,7 +152,7 @@ class Manager:
         """Hold every byte of a release against its hash, and its manifest against the contract."""
         found = self.store.release(release)
         self.store.check(found)
-        self.store.manifest(found)
+        check_release(found, self.store.manifest(found))
 
     def _collect(self, _: str) -> None:
         """Remove what no version needs; room is no reason to stop an update."""

@@ -162,6 +162,10 @@ class Model:
             found = [y[0] for y in found]
         return found[0] if len(found) == 1 else self._by_name(found)
 
+    def predict_pixels(self, pixels: Array) -> Any:
+        """Run the model on an image: `prepare`, then `predict`."""
+        return self.predict(self.prepare(pixels))
+
     def predict_batch(self, x: Array | Mapping[str, Array]) -> Any:
         """Run the model on any number of samples, one after the other where the file takes one at a time.
 
@@ -213,7 +217,15 @@ class Model:
                 code="golden_file",
             )
         names = [end.name for end in self.info.inputs]
-        found = self.predict_batch(dict(zip(names, golden.inputs, strict=True)))
+        try:
+            found = self.predict_batch(dict(zip(names, golden.inputs, strict=True)))
+        except InputError as error:
+            raise ArtifactError(
+                f"{self._golden}: {error.what}",
+                expected=error.expected,
+                way_out="Write the bundle again with `edgekit compress`.",
+                code="golden_file",
+            ) from error
         outputs = [found] if len(self.info.outputs) == 1 else [found[end.name] for end in self.info.outputs]
         return compare(golden, outputs)
 

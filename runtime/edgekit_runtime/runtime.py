@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -31,6 +31,7 @@ from edgekit_runtime.bundle import locate_in
 from edgekit_runtime.errors import DeviceError, InputError, StoreError
 from edgekit_runtime.events import Event, Failed, Health, Left, LoadFailed, Loading, MarkedGood
 from edgekit_runtime.manager import tell
+from edgekit_runtime.metrics import Endpoint, Meter, counter, gauge, render
 from edgekit_runtime.model import NO_SETTINGS, Info, Model
 from edgekit_runtime.process import is_alive, this_process
 from edgekit_runtime.shadow.settings import Shadow
@@ -46,6 +47,17 @@ POLL_S: Final = 1.0
 DEFAULT_SHADOW: Final = Shadow()
 # Codes of a file that changed on this disk, or is gone: nothing is wrong with the release.
 DAMAGED: Final = frozenset({"damaged", "missing"})
+# Of a candidate beside the live version, since its process started.
+SHADOW_FIGURES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "compared": "Predictions that both versions answered.",
+        "agreed": "Of those, the ones that are the same for the task.",
+        "dropped": "Predictions that were drawn and found no room.",
+        "nans": "Answers of the candidate that were not finite.",
+        "errors": "Errors that the candidate raised.",
+        "ends": "Processes of the candidate that ended by themselves, or had to be ended.",
+    }
+)
 # One load for each slot of the store, and one to see that nothing is left.
 MOST_LOADS: Final = 4
 
@@ -117,6 +129,7 @@ class Runtime:
         poll_s: seconds between looks at the store.
         max_latency_ms: milliseconds of a prediction that a version on probation may take; most of them have to.
         shadow: budget of a candidate beside the live version; None: this process runs none.
+        metrics: address such as "127.0.0.1:9464" at which Prometheus may ask; "" for none.
 
     Raises:
         DeviceError: nothing is live, or nothing that is can be loaded.
@@ -131,6 +144,7 @@ class Runtime:
         poll_s: float = POLL_S,
         max_latency_ms: float = math.inf,
         shadow: Shadow | None = DEFAULT_SHADOW,
+        metrics: str = "",
     ) -> None:
         self.store, self._max_s = Store(Path(store)), max_latency_ms / 1e3
         self._format, self._settings, self._poll_s = format, settings, poll_s
@@ -139,21 +153,46 @@ class Runtime:
         self._budget: Shadow | None = shadow
         self._shadow: Host | None = None
         self._stop, self._swapping = threading.Event(), threading.Lock()
+        self._meter = Meter() if metrics else None
         self._serving = self._load_live(None)
+        self._endpoint = Endpoint(metrics, self._metrics) if metrics else None
         self._watcher = threading.Thread(target=self._watch, name="edgekit-runtime", daemon=True)
         self._watcher.start()
 
     def predict(self, x: Array | Mapping[str, Array]) -> Any:
         """Run what serves now, as `Model.predict` does."""
-        return self._counted("predict", x)
+        return self._metered("predict", x)
 
     def predict_batch(self, x: Array | Mapping[str, Array]) -> Any:
         """Run what serves now, as `Model.predict_batch` does."""
-        return self._counted("predict_batch", x)
+        return self._metered("predict_batch", x)
+
+    def predict_pixels(self, pixels: Array) -> Any:
+        """Run what serves now on an image, prepared as that version was evaluated: no swap comes in between.
+
+        Args:
+            pixels: as `Model.prepare` takes them.
+        """
+        return self._metered("predict_pixels", pixels)
 
     async def predict_async(self, x: Array | Mapping[str, Array]) -> Any:
         """`predict` in a thread of its own, so that an event loop goes on meanwhile."""
         return await asyncio.to_thread(self.predict, x)
+
+    def _metered(self, method: str, x: Array | Mapping[str, Array]) -> Any:
+        meter = self._meter
+        if meter is None:
+            return self._counted(method, x)
+        began = time.perf_counter()
+        try:
+            outputs = self._counted(method, x)
+        except InputError:
+            raise
+        except Exception:
+            meter.failed()
+            raise
+        meter.took(time.perf_counter() - began)
+        return outputs
 
     def _counted(self, method: str, x: Array | Mapping[str, Array]) -> Any:
         serving, shadow = self._serving, self._shadow
@@ -175,12 +214,20 @@ class Runtime:
     @staticmethod
     def _shadowed(serving: _Serving, shadow: Host, method: str, x: Array | Mapping[str, Array]) -> Any:
         """Predict, and hand what came in and out to the candidate; there is none while a version is on probation."""
+        if method == "predict_pixels" and not isinstance(x, Mapping):
+            # The candidate gets what the live version was given; both prepare alike, or there is no shadow.
+            method, x = "predict", serving.model.prepare(x)
         began = time.perf_counter_ns()
         outputs = getattr(serving.model, method)(x)
         took = time.perf_counter_ns() - began
         if serving.release == shadow.pair.live:
             shadow.offer(x, outputs, took)
         return outputs
+
+    @property
+    def metrics_port(self) -> int | None:
+        """At which Prometheus may ask; None where it may not."""
+        return self._endpoint.port if self._endpoint is not None else None
 
     @property
     def shadow(self) -> Standing | None:
@@ -235,6 +282,8 @@ class Runtime:
             if self._serving is before:
                 return False
             swap = Swap(before.model.info, self._serving.model.info, self._serving.release)
+        if self._meter is not None:
+            self._meter.swapped()
         for hear in tuple(self._told):
             try:
                 hear(swap)
@@ -247,6 +296,8 @@ class Runtime:
         if not self._stop.is_set():
             self._stop.set()
             self._watcher.join()
+            if self._endpoint is not None:
+                self._endpoint.close()
             with self._swapping:
                 self._end_shadow()
             if self._serving.on_trial:
@@ -284,6 +335,25 @@ class Runtime:
             self._shadow = open_host(self.store, pair, inputs, self._budget, self._refuse)
         if self._shadow is not None:
             self._shadow.look()
+
+    def _metrics(self) -> str:
+        families = list(self._meter.families()) if self._meter is not None else []
+        info, standing = self.info, self.shadow
+        about = {
+            "name": info.name, "version": info.version, "format": info.format, "release": self.release,
+        }  # fmt: skip
+        families.append(gauge("edgekit_model_info", "The version that serves.", 1, about))
+        if standing is not None:
+            beside = {"candidate": standing.pair.candidate}
+            running = gauge(
+                "edgekit_shadow_running", "Whether a candidate is compared.", standing.running, beside
+            )
+            families.append(running)
+            for name, text in SHADOW_FIGURES.items():
+                families.append(
+                    counter(f"edgekit_shadow_{name}_total", text, getattr(standing, name), beside)
+                )
+        return render(families)
 
     def _refuse(self, code: str) -> None:
         self._tell(Failed(SHADOW, code))

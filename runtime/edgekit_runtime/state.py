@@ -130,7 +130,10 @@ class State:
         return frozenset(slot for slot in (self.live, self.candidate, self.last_good) if slot is not None)
 
     def told(self, report: Report) -> State:
-        """The state with one report more; the oldest goes where there are too many."""
+        """The state with one report more, but not twice the same; the oldest goes where there are too many."""
+        last = self.reports[-1] if self.reports else None
+        if last is not None and replace(last, at_s=report.at_s) == report:
+            return self
         return replace(self, reports=(*self.reports, report)[-MAX_REPORTS:])
 
     def without(self, release: str, code: str) -> State:

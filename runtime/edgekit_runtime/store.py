@@ -8,8 +8,10 @@ STORE/
   state.before.json      the one before it
   lock                   held for the moment in which the state changes
   driver                 held by the process that carries an update out
+  agent                  held by the agent of this device
   shadow                 held by the one serving process whose candidate runs beside it
   spool/                 windows that the server does not have yet
+  trust/                 metadata of the server that are trusted
 ```
 
 A blob gets its name only when its content is on the disk and has that hash; a state is written only when every blob
@@ -57,7 +59,7 @@ class Store:
     def __init__(self, path: Path, *, disk: Disk | None = None, quota_bytes: int | None = None) -> None:
         self.path, self.disk, self.quota_bytes = path, disk or Disk(), quota_bytes
         self.blobs, self.incoming = path / "blobs", path / "incoming"
-        self.spool = path / "spool"
+        self.spool, self.trust = path / "spool", path / "trust"
         self._state, self._before = path / "state.json", path / "state.before.json"
 
     def make(self) -> None:
@@ -91,6 +93,16 @@ class Store:
             StoreError: another process does, or the store cannot be written.
         """
         with self._lock("driver", fcntl.LOCK_EX | fcntl.LOCK_NB):
+            yield
+
+    @contextmanager
+    def tended(self) -> Iterator[None]:
+        """Be the agent of this device.
+
+        Raises:
+            StoreError: there is one, or the store cannot be written.
+        """
+        with self._lock("agent", fcntl.LOCK_EX | fcntl.LOCK_NB):
             yield
 
     @contextmanager
@@ -182,12 +194,13 @@ class Store:
         """
         try:
             with self.blob(release).open("rb") as file:
-                document = file.read(MAX_RELEASE_BYTES)
+                document = file.read(MAX_RELEASE_BYTES + 1)
         except FileNotFoundError:
             raise _artifact_error(self.blob(release), "is not there", "missing") from None
         except OSError as error:
             raise _store_error(self.blob(release), error) from error
-        if hashlib.sha256(document).hexdigest() != release:
+        # What is too long is none, whatever its hash.
+        if len(document) <= MAX_RELEASE_BYTES and hashlib.sha256(document).hexdigest() != release:
             raise _artifact_error(self.blob(release), "has another hash than its name", "damaged")
         try:
             found = Release.from_json(document)

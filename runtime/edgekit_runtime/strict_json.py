@@ -30,6 +30,8 @@ class ContractError(Exception):
     """
 
     def __init__(self, key: str, found: str, expected: str) -> None:
+        # Keys are a stranger's words, and messages go to terminals.
+        key = UNPRINTABLE.sub("?", key)
         self.key, self.found, self.expected = key, found, expected
         super().__init__(f"manifest{': ' + key if key else ''}: found {found}, expected {expected}")
 

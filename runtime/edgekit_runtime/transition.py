@@ -229,12 +229,10 @@ def _committed(state: State, now_s: int) -> State:
 def _rolled_back(state: State, event: RolledBack, now_s: int, limits: Limits) -> Decided:
     del limits
     if state.phase in UNDER_WAY:
-        return _dropped(state, event.reason, now_s)
-    if state.phase == PROBATION:
-        return _returned(state, event.reason, now_s)
-    if state.phase != IDLE or state.last_good in {None, state.live}:
+        return _dropped(state, event.reason, now_s, passing=event.passing)
+    if state.phase != PROBATION and (state.phase != IDLE or state.last_good in {None, state.live}):
         return "nothing_to_return_to"
-    return _returned(state, event.reason, now_s)
+    return _returned(state, event.reason, now_s, passing=event.passing)
 
 
 def _pinned(state: State, event: Pinned, now_s: int, limits: Limits) -> Decided:
@@ -244,7 +242,7 @@ def _pinned(state: State, event: Pinned, now_s: int, limits: Limits) -> Decided:
 
 def _sent(state: State, event: Sent, now_s: int, limits: Limits) -> Decided:
     del now_s, limits
-    return replace(state, reports=state.reports[max(0, event.count) :])
+    return replace(state, reports=tuple(each for each in state.reports if each not in event.reports))
 
 
 def _recovered(state: State, event: Recovered, now_s: int, limits: Limits) -> Decided:

@@ -303,13 +303,13 @@ def open_host(
         return None
 
 
-def _ends(manifest: Manifest) -> tuple[list[tuple[Any, ...]], ...]:
-    """What an application sees of a model: two versions that differ in it cannot take each other's samples."""
+def _ends(manifest: Manifest) -> tuple[Any, ...]:
+    """What a model takes and gives: two versions that differ in it cannot take each other's samples."""
 
     def seen(specs: tuple[TensorSpec, ...]) -> list[tuple[Any, ...]]:
         return [(spec.name, spec.dtype, spec.shape[1:]) for spec in specs]
 
-    return seen(manifest.inputs), seen(manifest.outputs)
+    return seen(manifest.inputs), seen(manifest.outputs), dict(manifest.preprocessing)
 
 
 def _resident_bytes(pid: int) -> int | None:

@@ -1,0 +1,1 @@
+"""Programs of a device: numpy and edgekit-runtime, nothing else."""

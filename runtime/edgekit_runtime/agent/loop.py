@@ -1,0 +1,244 @@
+"""`Agent`: one poll after the other, whatever goes wrong in any of them."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+from edgekit_runtime.agent.decide import Activate, Decision, GoOn, Install, Leave, Withdraw, decide
+from edgekit_runtime.agent.fetch import fetch
+from edgekit_runtime.agent.notify import ALIVE, READY, STOPPING, tell_systemd, watchdog_s
+from edgekit_runtime.agent.transport import Transport
+from edgekit_runtime.agent.upload import Uploaded, upload
+from edgekit_runtime.contract import ContractError
+from edgekit_runtime.errors import ArtifactError, DeviceError, NetworkError, RefusedError, StoreError
+from edgekit_runtime.events import Activated, RolledBack
+from edgekit_runtime.manager import Deed, Manager
+from edgekit_runtime.policies import MAX_POLICY_BYTES, Policy
+from edgekit_runtime.spool import Spool
+from edgekit_runtime.state import COMMIT, ROLLBACK, STAGE, VERIFY
+from edgekit_runtime.store import Store
+from edgekit_runtime.trust import Trust
+
+log = logging.getLogger(__name__)
+
+# First pause after a failure; it doubles with each that follows.
+RETRY_S: Final = 10.0
+LONGEST_S: Final = 3600.0
+# Steps that one policy can ask for: drop another candidate, then install.
+MOST_STEPS: Final = 3
+# Phases that go on without a server.
+ALONE: Final = frozenset({VERIFY, STAGE, COMMIT, ROLLBACK})
+
+
+@dataclass(frozen=True, slots=True)
+class Polled:
+    """What a poll came to.
+
+    Attributes:
+        decided: the last step, None where the policy could not be had.
+        uploaded: None where the server could not be told.
+        errors: what went wrong.
+    """
+
+    decided: Decision | None
+    uploaded: Uploaded | None
+    errors: tuple[DeviceError, ...]
+
+    @property
+    def said(self) -> str:
+        """The last step, for people."""
+        return _name(self.decided)
+
+
+class Agent:
+    """Keeps one store as one channel of a server says.
+
+    Args:
+        store: of the device.
+        trust: verified documents of the server.
+        transport: to the server.
+        device: id of this one.
+        channel: whose policy holds.
+        stage: tries a release out.
+        interval_s: between two polls.
+        spool_bytes: of windows that wait.
+        about: more that the server should know of this device.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        trust: Trust,
+        transport: Transport,
+        *,
+        device: str,
+        channel: str,
+        stage: Deed,
+        interval_s: float = 300.0,
+        spool_bytes: int = 8 << 20,
+        about: dict[str, Any] | None = None,
+    ) -> None:
+        self._store, self._trust, self._transport = store, trust, transport
+        self._device, self._channel, self._interval_s = device, channel, interval_s
+        self._spool_bytes, self._about = spool_bytes, about or {}
+        self._alive_s, self._watchdog_s = 0.0, watchdog_s()
+        self._known: tuple[str, Policy] | None = None
+        self._stop = threading.Event()
+        self._manager = Manager(
+            store,
+            fetch=fetch(store, trust.document, transport, self._in_transfer),
+            stage=stage,
+            told=lambda error: log.warning("%s", error.what, extra={"code": error.code}),
+        )
+
+    def poll(self) -> Polled:
+        """Go on with what was cut off, do what the policy asks for, and tell the server."""
+        errors: list[DeviceError] = []
+        decided: Decision | None = None
+        try:
+            if self._store.state().phase in ALONE:
+                self._manager.go_on()
+            decided = self._follow()
+        except DeviceError as error:
+            errors.append(error)
+        uploaded: Uploaded | None = None
+        try:
+            spool = Spool(self._store.spool, max_bytes=self._spool_bytes)
+            uploaded = upload(self._store, spool, self._transport, self._device, self._about)
+        except DeviceError as error:
+            errors.append(error)
+        except OSError as error:
+            errors.append(_disk(self._store, error))
+        return Polled(decided, uploaded, tuple(errors))
+
+    def run(self) -> None:
+        """Poll until `stop`."""
+        tell_systemd(READY)
+        failures = 0
+        while not self._stop.is_set():
+            polled = self.poll()
+            for error in polled.errors:
+                log.warning("%s", error.what, extra={"code": error.code})
+            log.info(
+                "polled",
+                extra={"decided": polled.said, "phase": self._phase(), "failures": failures},
+            )
+            failures = failures + 1 if polled.errors else 0
+            self._wait(pause_s(self._interval_s, failures, random.random()))  # noqa: S311 - no secret
+        tell_systemd(STOPPING)
+
+    def stop(self) -> None:
+        """End `run` soon; a transfer is cut off and goes on at the next start. Safe in a signal handler."""
+        self._stop.set()
+
+    def _in_transfer(self) -> None:
+        if self._stop.is_set():
+            raise NetworkError(
+                "the agent was told to stop",
+                expected="time for a transfer",
+                way_out="What came in stays; the next start goes on.",
+                code="stopped",
+            )
+        self.alive()
+
+    def alive(self) -> None:
+        """A sign of life, no more often than systemd needs it."""
+        now_s = time.monotonic()
+        if self._watchdog_s is not None and now_s - self._alive_s >= self._watchdog_s / 4:
+            tell_systemd(ALIVE)
+            self._alive_s = now_s
+
+    def _follow(self) -> Decision:
+        self._trust.refresh()
+        policy = self._policy()
+        for _ in range(MOST_STEPS):
+            decided = decide(self._store.state(), policy, self._device)
+            if isinstance(decided, Leave):
+                break
+            log.info("decided", extra={"decided": _name(decided), "release": policy.release[:12]})
+            self._do(decided)
+            # What is not wanted makes room for what is; the next poll sees what came of anything else.
+            if not isinstance(decided, Withdraw):
+                break
+        return decided
+
+    def _policy(self) -> Policy:
+        path = f"rollout/{self._channel}.json"
+        sha256 = self._trust.target(path).sha256
+        if self._known is not None and self._known[0] == sha256:
+            return self._known[1]
+        try:
+            policy = Policy.from_json(self._trust.document(path, MAX_POLICY_BYTES))
+        except ContractError as error:
+            raise ArtifactError(
+                f"{path}: {error}",
+                expected="a policy that this version of edgekit-runtime reads",
+                way_out="Publish it with a version of edgekit that fits, or update this device.",
+                code="policy",
+            ) from error
+        self._known = sha256, policy
+        return policy
+
+    def _do(self, decided: Decision) -> None:
+        if isinstance(decided, Install):
+            try:
+                self._manager.install(decided.release, shadow=decided.shadow)
+            except RefusedError as error:
+                # Somebody else was quicker, or the device is pinned; the next look tells.
+                log.info("%s", error.what, extra={"code": error.code})
+        elif isinstance(decided, Activate):
+            self._manager.tell(Activated())
+        elif isinstance(decided, Withdraw):
+            self._manager.tell(RolledBack("withdrawn", passing=True))
+            self._manager.go_on()
+        elif isinstance(decided, GoOn):
+            self._manager.go_on()
+
+    def _wait(self, seconds: float) -> None:
+        end_s = time.monotonic() + seconds
+        step_s = min(seconds, self._watchdog_s / 4) if self._watchdog_s else seconds
+        while (
+            not self._stop.wait(max(0.0, min(step_s, end_s - time.monotonic()))) and time.monotonic() < end_s
+        ):
+            self.alive()
+
+    def _phase(self) -> str:
+        try:
+            return self._store.state().phase
+        except StoreError as error:
+            return error.code
+
+
+def pause_s(interval_s: float, failures: int, chance: float) -> float:
+    """Seconds until the next poll: spread, so that a fleet does not come at once.
+
+    Args:
+        interval_s: between polls that go well; from 0.8 to 1.2 of it.
+        failures: in a row; each doubles the pause, from ten seconds to an hour or the interval, of which a half to all
+            is waited.
+        chance: from 0 to 1.
+    """
+    if failures == 0:
+        return interval_s * (0.8 + 0.4 * chance)
+    longest = max(interval_s, LONGEST_S)
+    return min(longest, RETRY_S * 2.0 ** min(failures - 1, 30)) * (0.5 + 0.5 * chance)
+
+
+def _name(decided: Decision | None) -> str:
+    if decided is None:
+        return "nothing"
+    return decided.why if isinstance(decided, Leave) else type(decided).__name__.lower()
+
+
+def _disk(store: Store, error: OSError) -> StoreError:
+    return StoreError(
+        f"{error.filename or store.path}: {error.strerror or error}",
+        expected="a folder that can be written",
+        way_out="Free some room, or mount the disk writable. What serves goes on.",
+        code="disk",
+    )

@@ -1,0 +1,537 @@
+"""The agent: does what a signed policy says, whatever the network does, and tells each thing once."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgekit_runtime.agent.decide import Activate, Decision, GoOn, Install, Leave, Withdraw, decide
+from edgekit_runtime.agent.fetcher import METADATA, TARGETS, Fetcher
+from edgekit_runtime.agent.loop import Agent, Polled, pause_s
+from edgekit_runtime.contract import ContractError
+from edgekit_runtime.errors import ArtifactError, NetworkError, StoreError
+from edgekit_runtime.events import MarkedGood, Pinned
+from edgekit_runtime.policies import BUCKETS, Policy, bucket_of
+from edgekit_runtime.runtime import Runtime
+from edgekit_runtime.spool import Spool
+from edgekit_runtime.state import (
+    COMMIT,
+    FETCH,
+    IDLE,
+    PROBATION,
+    ROLLBACK,
+    SHADOW,
+    STAGE,
+    VERIFY,
+    State,
+)
+from edgekit_runtime.store import Store
+from edgekit_runtime.trust import Trust
+from edgekit_runtime.windows import Counts, Figures, Window
+from support.adders import WIDTH, adder
+from support.fleet import Fleet
+from support.releases import Published, publish
+
+DEVICE = "device-17"
+OLD, LIVE, NEW, OTHER = (letter * 64 for letter in "abcd")
+
+
+class Board:
+    """A device with an agent, and what it is asked."""
+
+    def __init__(self, path: Path, fleet: Fleet, **settings: Any) -> None:
+        self.store = Store(path / "store", quota_bytes=settings.pop("quota_bytes", None))
+        self.store.make()
+        self.fleet, self.staged = fleet, list[str]()
+        self.trust = Trust(
+            self.store.trust, metadata_url=METADATA, targets_url=TARGETS, fetcher=Fetcher(fleet),
+            **settings,
+        )  # fmt: skip
+        self.trust.init(fleet.repository.first_root())
+        self.refused: dict[str, str] = {}
+        self.agent = self.restarted()
+
+    def restarted(self) -> Agent:
+        self.agent = Agent(
+            self.store, self.trust, self.fleet, device=DEVICE, channel="stable", stage=self._stage
+        )
+        return self.agent
+
+    def poll(self) -> Polled:
+        return self.agent.poll()
+
+    def good(self) -> None:
+        self.agent._manager.tell(MarkedGood(self.store.state().live or ""))
+
+    def _stage(self, release: str) -> None:
+        self.staged.append(release)
+        if release in self.refused:
+            raise ArtifactError("no", expected="yes", way_out="none", code=self.refused[release])
+
+
+@pytest.fixture
+def fleet() -> Fleet:
+    return Fleet()
+
+
+@pytest.fixture
+def board(tmp_path: Path, fleet: Fleet) -> Board:
+    return Board(tmp_path, fleet)
+
+
+def codes(polled: Polled) -> list[str]:
+    return [error.code for error in polled.errors]
+
+
+def slots(board: Board) -> tuple[str, str | None, str | None]:
+    state = board.store.state()
+    return state.phase, state.live, state.candidate
+
+
+# What a policy asks for
+
+POLICY = Policy(NEW, "salt", BUCKETS)
+AT_REST = State(live=LIVE, last_good=OLD)
+
+
+@pytest.mark.parametrize(
+    ("state", "policy", "decision"),
+    [
+        (AT_REST, POLICY, Install(NEW, shadow=False)),
+        (AT_REST, replace(POLICY, mode="shadow"), Install(NEW, shadow=True)),
+        (State(), POLICY, Install(NEW, shadow=False)),
+        (AT_REST, replace(POLICY, release=LIVE), Leave("serves")),
+        (AT_REST, replace(POLICY, release=OLD), Withdraw()),
+        (AT_REST, replace(POLICY, bound=0), Leave("not_meant")),
+        (replace(AT_REST, pinned=True), POLICY, Leave("pinned")),
+        (replace(AT_REST, failed={NEW: "golden"}), POLICY, Leave("failed_before")),
+        (replace(AT_REST, phase=FETCH, candidate=NEW), POLICY, GoOn()),
+        (replace(AT_REST, phase=FETCH, candidate=OTHER), POLICY, Withdraw()),
+        (replace(AT_REST, phase=FETCH, candidate=NEW), replace(POLICY, bound=0), Withdraw()),
+        (replace(AT_REST, phase=SHADOW, candidate=NEW), POLICY, Activate()),
+        (
+            replace(AT_REST, phase=SHADOW, candidate=NEW),
+            replace(POLICY, mode="shadow"),
+            Leave("in_the_shadow"),
+        ),
+        (replace(AT_REST, phase=SHADOW, candidate=OTHER), POLICY, Withdraw()),
+        (replace(AT_REST, phase=SHADOW, candidate=NEW), replace(POLICY, bound=0), Withdraw()),
+        (State(phase=PROBATION, live=NEW, last_good=LIVE), POLICY, Leave("on_probation")),
+        (State(phase=PROBATION, live=NEW, last_good=LIVE), replace(POLICY, release=LIVE), Withdraw()),
+        (State(phase=PROBATION, live=NEW, last_good=LIVE), replace(POLICY, bound=0), Leave("not_meant")),
+        *((replace(AT_REST, phase=phase, candidate=NEW), POLICY, GoOn()) for phase in (VERIFY, STAGE)),
+        *((replace(AT_REST, phase=phase), POLICY, GoOn()) for phase in (COMMIT, ROLLBACK)),
+    ],
+)
+def test_a_policy_asks_for_one_step(state: State, policy: Policy, decision: Decision) -> None:
+    assert decide(state, policy, DEVICE) == decision
+
+
+@given(st.text(min_size=1, max_size=20), st.text(max_size=20), st.integers(0, BUCKETS))
+def test_who_is_meant_stays_meant_when_the_bound_rises(salt: str, device: str, bound: int) -> None:
+    bucket = bucket_of(salt, device)
+    assert 0 <= bucket < BUCKETS
+    assert (bucket < bound) <= (bucket < BUCKETS)
+
+
+def test_devices_fall_evenly_and_by_another_salt_elsewhere() -> None:
+    devices = [f"device-{n}" for n in range(20_000)]
+    first, second = ({d for d in devices if bucket_of(salt, d) < 100_000} for salt in ("a", "b"))
+    assert len(first) == pytest.approx(2000, abs=200)
+    assert len(first & second) == pytest.approx(200, abs=70)
+    # As design and server compute it.
+    assert bucket_of("salt", "device-17") == 69_734
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("bound", -1),
+        ("bound", BUCKETS + 1),
+        ("mode", "perhaps"),
+        ("release", "x"),
+        ("salt", " "),
+        ("schema", 9),
+    ],
+)
+def test_a_policy_that_breaks_the_contract_is_refused_by_name(key: str, value: Any) -> None:
+    import json
+
+    assert Policy.from_json(POLICY.to_json()) == POLICY
+    with pytest.raises(ContractError) as caught:
+        Policy.from_json(json.dumps({**json.loads(POLICY.to_json()), key: value}))
+    assert caught.value.key == key
+
+
+@given(st.floats(1, 1e6), st.integers(0, 10_000), st.floats(0, 1))
+def test_pauses_grow_with_failures_and_never_beyond_an_hour_or_the_interval(
+    interval_s: float, failures: int, chance: float
+) -> None:
+    pause = pause_s(interval_s, failures, chance)
+    assert 0 < pause <= 1.2 * max(interval_s, 3600)
+    assert failures == 0 or pause_s(interval_s, failures + 1, chance) >= pause
+
+
+# Polls
+
+
+def test_a_release_that_is_signed_and_selected_is_fetched_tried_and_serves(
+    board: Board, fleet: Fleet
+) -> None:
+    release = fleet.publish(adder(1.0))
+    fleet.select(release)
+    polled = board.poll()
+    assert (codes(polled), polled.decided) == ([], Install(release, shadow=False))
+    assert slots(board) == (PROBATION, release, None)
+    assert board.staged == [release]
+    with Runtime(board.store.path, poll_s=3600) as runtime:
+        import numpy as np
+
+        assert runtime.predict(np.zeros((1, WIDTH), np.float32))[0, 0] == 1.0
+        runtime.mark_good()
+    assert board.poll().decided == Leave("serves")
+    (report,) = (each for post in fleet.posts for each in post["reports"])
+    assert (report["kind"], report["release"]) == ("committed", release)
+    assert board.store.state().reports == ()
+    status = fleet.posts[-1]["status"]
+    assert (status["live"], status["phase"], status["dropped"]) == (release, IDLE, 0)
+
+
+def test_nothing_is_sent_twice_that_did_not_change(board: Board, fleet: Fleet) -> None:
+    fleet.select(fleet.publish(adder(1.0)))
+    board.poll()
+    fleet.asked.clear()
+    board.poll()
+    # A new root is asked for by name, and the one file that changes under its own.
+    asked = [path for path, _ in fleet.asked]
+    assert [path for path in asked if not path.startswith("metadata/")] == []
+    assert "metadata/timestamp.json" in asked
+    assert len(asked) == 2
+
+
+def test_a_transfer_that_breaks_off_goes_on_from_the_byte_it_came_to(board: Board, fleet: Fleet) -> None:
+    published = adder(1.0, weight_bytes=64 << 10)
+    release, size = fleet.publish(published), published.release.size_bytes
+    fleet.select(release)
+    fleet.break_after = 10_000
+    for number in itertools.count(1):
+        polled = board.restarted().poll()
+        if not polled.errors:
+            break
+        assert codes(polled) == ["network"]
+        assert board.store.state().phase == FETCH
+        assert number < 20
+    assert slots(board)[:2] == (PROBATION, release)
+    assert number > 5
+    assert fleet.sent_bytes == size
+    starts = [at for path, at in fleet.asked if path.startswith("blobs/")]
+    assert 10_000 in starts
+
+
+def test_a_device_that_is_not_meant_does_nothing(board: Board, fleet: Fleet) -> None:
+    fleet.select(fleet.publish(adder(1.0)), bound=bucket_of("salt", DEVICE))
+    assert board.poll().decided == Leave("not_meant")
+    fleet.select(adder(1.0).release.id, bound=bucket_of("salt", DEVICE) + 1)
+    assert isinstance(board.poll().decided, Install)
+
+
+def serving(board: Board, fleet: Fleet, published: Published) -> str:
+    release = fleet.publish(published)
+    fleet.select(release)
+    board.poll()
+    board.good()
+    board.poll()
+    assert slots(board) == (IDLE, release, None)
+    return release
+
+
+def test_a_rollout_goes_through_the_shadow_to_life(board: Board, fleet: Fleet) -> None:
+    first = serving(board, fleet, adder(1.0))
+    second = fleet.publish(adder(2.0))
+    fleet.select(second, mode="shadow")
+    board.poll()
+    assert slots(board) == (SHADOW, first, second)
+    assert board.poll().decided == Leave("in_the_shadow")
+    fleet.select(second)
+    assert board.poll().decided == Activate()
+    assert slots(board) == (PROBATION, second, None)
+
+
+def test_a_rollout_that_is_stopped_leaves_the_shadow_and_may_come_again(board: Board, fleet: Fleet) -> None:
+    first = serving(board, fleet, adder(1.0))
+    second = fleet.publish(adder(2.0))
+    fleet.select(second, mode="shadow")
+    board.poll()
+    fleet.select(second, mode="shadow", bound=0)
+    board.poll()
+    assert slots(board) == (IDLE, first, None)
+    fleet.select(second, mode="shadow")
+    board.poll()
+    assert slots(board) == (SHADOW, first, second)
+
+
+def test_a_policy_that_names_the_version_before_brings_it_back_at_once(board: Board, fleet: Fleet) -> None:
+    first = serving(board, fleet, adder(1.0))
+    second = serving(board, fleet, adder(2.0))
+    blobs = sum(path.startswith("blobs/") for path, _ in fleet.asked)
+    fleet.select(first)
+    board.poll()
+    state = board.store.state()
+    assert (state.phase, state.live, second in state.failed) == (IDLE, first, False)
+    assert sum(path.startswith("blobs/") for path, _ in fleet.asked) == blobs, "nothing is fetched for that"
+    assert fleet.posts[-1]["reports"][-1]["reason"] == "withdrawn"
+
+
+def test_another_release_takes_the_place_of_one_that_is_coming_in(board: Board, fleet: Fleet) -> None:
+    first, second = fleet.publish(adder(1.0, weight_bytes=64 << 10)), fleet.publish(adder(2.0))
+    fleet.select(first)
+    fleet.break_after = 5000
+    board.poll()
+    assert slots(board) == (FETCH, None, first)
+    fleet.select(second)
+    fleet.break_after = None
+    board.poll()
+    assert slots(board)[:2] == (PROBATION, second)
+
+
+def test_a_release_that_is_refused_here_is_told_of_and_not_tried_again(board: Board, fleet: Fleet) -> None:
+    first = serving(board, fleet, adder(1.0))
+    second = fleet.publish(adder(2.0))
+    board.refused[second] = "golden"
+    fleet.select(second)
+    board.poll()
+    assert slots(board) == (IDLE, first, None)
+    assert board.poll().decided == Leave("failed_before")
+    assert board.staged.count(second) == 1
+    assert [r["reason"] for post in fleet.posts for r in post["reports"]].count("golden") == 1
+
+
+def test_a_pinned_device_only_tells(board: Board, fleet: Fleet) -> None:
+    first = serving(board, fleet, adder(1.0))
+    board.agent._manager.tell(Pinned(on=True))
+    fleet.select(fleet.publish(adder(2.0)))
+    assert board.poll().decided == Leave("pinned")
+    assert slots(board) == (IDLE, first, None)
+    assert fleet.posts[-1]["status"]["pinned"] is True
+
+
+# What cannot be trusted, and what does not come
+
+
+def test_a_policy_cannot_bring_what_only_the_online_key_vouches_for(board: Board, fleet: Fleet) -> None:
+    first = serving(board, fleet, adder(1.0))
+    stolen = adder(6.66)
+    fleet.upload(stolen)
+    fleet.repository.add(
+        f"releases/{stolen.release.id}.json", stolen.release.to_json().encode(), role="rollout"
+    )
+    fleet.select(stolen.release.id)
+    polled = board.poll()
+    assert slots(board) == (IDLE, first, None)
+    assert [each["reason"] for each in fleet.posts[-1]["reports"]] == ["tuf_untrusted"]
+    assert polled.errors == ()
+
+
+def test_metadata_that_expired_stop_installs_and_nothing_else(tmp_path: Path, fleet: Fleet) -> None:
+    clock = [fleet.repository.now.timestamp()]
+    board = Board(tmp_path, fleet, now=lambda: clock[0])
+    first = serving(board, fleet, adder(1.0))
+    fleet.select(fleet.publish(adder(2.0)))
+    clock[0] += 10 * 365 * 86400
+    polled = board.poll()
+    assert codes(polled) == ["tuf_expired"]
+    assert slots(board) == (IDLE, first, None)
+    assert polled.uploaded is not None, "and the server hears of it all the same"
+    clock[0] -= 10 * 365 * 86400
+    assert isinstance(board.poll().decided, Install)
+
+
+def test_a_device_that_wakes_up_in_1970_is_kept_up_to_date(tmp_path: Path, fleet: Fleet) -> None:
+    board = Board(tmp_path, fleet, now=lambda: 0.0)
+    release = fleet.publish(adder(1.0))
+    fleet.select(release)
+    assert codes(board.poll()) == []
+    assert slots(board)[:2] == (PROBATION, release)
+
+
+def test_bytes_that_were_changed_on_the_way_are_fetched_again(board: Board, fleet: Fleet) -> None:
+    published = adder(1.0)
+    release = fleet.publish(published)
+    fleet.select(release)
+    sha256 = published.release.files["model.onnx"].sha256
+    whole = fleet.blobs[sha256]
+    fleet.blobs[sha256] = whole[:-1] + bytes([whole[-1] ^ 1])
+    board.poll()
+    assert slots(board) == (IDLE, None, None)
+    assert fleet.posts[-1]["reports"][-1]["reason"] == "damaged"
+    fleet.blobs[sha256] = whole
+    board.poll()
+    assert slots(board)[:2] == (PROBATION, release)
+
+
+def test_endless_data_fill_no_disk(board: Board, fleet: Fleet) -> None:
+    published = publish("1.0.0", b"model")
+    fleet.select(fleet.publish(published))
+    fleet.blobs[published.release.files["model.tflite"].sha256] = bytes(1 << 20)
+    board.poll()
+    assert slots(board) == (IDLE, None, None)
+    assert fleet.sent_bytes < 8 * 1024
+
+
+def test_a_file_that_the_server_lost_is_asked_for_again_and_told_of_once(board: Board, fleet: Fleet) -> None:
+    published = adder(1.0)
+    fleet.select(fleet.publish(published))
+    del fleet.blobs[published.release.files["model.onnx"].sha256]
+    for _ in range(3):
+        board.poll()
+    assert slots(board) == (IDLE, None, None)
+    fleet.upload(published)
+    board.poll()
+    assert slots(board)[:2] == (PROBATION, published.release.id)
+
+
+def test_what_does_not_fit_is_refused_before_it_is_fetched(tmp_path: Path, fleet: Fleet) -> None:
+    board = Board(tmp_path, fleet, quota_bytes=1000)
+    fleet.select(fleet.publish(adder(1.0, weight_bytes=64 << 10)))
+    board.poll()
+    assert slots(board) == (IDLE, None, None)
+    assert fleet.posts[-1]["reports"][-1]["reason"] == "quota"
+    assert not any(path.startswith("blobs/") for path, _ in fleet.asked)
+
+
+def test_without_a_network_an_update_that_is_here_is_carried_out(board: Board, fleet: Fleet) -> None:
+    release = fleet.publish(adder(1.0))
+    fleet.select(release)
+    board.poll()
+    board.good()
+    assert board.store.state().phase == COMMIT
+    fleet.offline = True
+    assert codes(board.poll()) == ["network", "network"]
+    assert slots(board) == (IDLE, release, None)
+
+
+# What is told
+
+
+def window(number: int) -> Window:
+    return Window(
+        f"{number:032x}", LIVE, NEW, "regression", number, 300.0, Figures(Counts(compared=number + 1))
+    )
+
+
+def keep(store: Store, numbers: Iterator[int] | range, max_bytes: int = 8 << 20) -> Spool:
+    spool = Spool(store.spool, max_bytes=max_bytes)
+    for number in numbers:
+        made = window(number)
+        spool.put(made.key, made.to_json().encode())
+    return spool
+
+
+def test_after_thirty_days_without_a_network_every_window_that_is_left_comes_once(
+    board: Board, fleet: Fleet
+) -> None:
+    fleet.offline = True
+    days, each_day, limit = 30, 24, 300_000
+    for day in range(days):
+        spool = keep(board.store, range(day * each_day, (day + 1) * each_day), limit)
+        assert codes(board.poll()) == ["network", "network"]
+    assert sum(len(spool.read(entry)) for entry in spool) <= limit
+    left = {entry.key for entry in spool}
+    assert len(left) + spool.dropped == days * each_day
+    fleet.offline = False
+    polled = board.poll()
+    assert polled.uploaded is not None
+    assert polled.uploaded.windows == len(left)
+    assert fleet.known == dict.fromkeys(left, 1)
+    assert list(spool) == []
+    assert fleet.posts[-1]["status"]["dropped"] == spool.dropped
+    assert polled.uploaded.posts > 1
+    board.poll()
+    assert set(fleet.known.values()) == {1}
+
+
+def test_an_answer_that_is_lost_brings_a_window_again_under_the_same_key(board: Board, fleet: Fleet) -> None:
+    spool = keep(board.store, range(3))
+    fleet.deaf = True
+    assert "network" in codes(board.poll())
+    assert len(list(spool)) == 3
+    fleet.deaf = False
+    board.poll()
+    assert fleet.known == {window(n).key: 2 for n in range(3)}
+    assert list(spool) == []
+
+
+def test_a_window_that_nobody_can_read_does_not_stand_in_the_way(board: Board, fleet: Fleet) -> None:
+    spool = keep(board.store, range(2))
+    first = next(iter(spool))
+    (spool.path / first.name).write_bytes(b"rot")
+    board.poll()
+    assert list(spool) == []
+    assert list(fleet.known) == [window(1).key]
+
+
+def test_a_server_that_takes_nothing_is_an_error_and_everything_is_kept(board: Board, fleet: Fleet) -> None:
+    keep(board.store, range(2))
+    fleet.post = lambda path, body: b'{"have": []}'  # type: ignore[method-assign]
+    assert "network" in codes(board.poll())
+    fleet.post = lambda path, body: b"<html>"  # type: ignore[method-assign]
+    assert "network" in codes(board.poll())
+    assert len(list(Spool(board.store.spool, max_bytes=1 << 20))) == 2
+
+
+# Alone, and until it is told to stop
+
+
+def test_a_device_has_one_agent(board: Board) -> None:
+    with board.store.tended():
+        with pytest.raises(StoreError) as caught, board.store.tended():
+            pass
+        assert caught.value.code == "store_busy"
+
+
+def test_a_transfer_is_cut_off_when_it_is_told_to_stop(board: Board, fleet: Fleet) -> None:
+    release = fleet.publish(adder(1.0, weight_bytes=64 << 10))
+    fleet.select(release)
+    board.agent.stop()
+    assert codes(board.poll()) == ["stopped"]
+    assert slots(board) == (FETCH, None, release)
+    board.restarted().poll()
+    assert slots(board)[:2] == (PROBATION, release)
+
+
+def test_it_polls_until_it_is_told_to_stop_whatever_goes_wrong(
+    board: Board, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgekit_runtime.agent.loop.RETRY_S", 0.001)
+    polls = itertools.count()
+    release = fleet.publish(adder(1.0))
+    fleet.select(release)
+    get: Callable[..., Any] = fleet.get
+
+    def flaky(path: str, **more: Any) -> Any:
+        if path.endswith("timestamp.json") and next(polls) < 3:
+            raise NetworkError("down", expected="up", way_out="wait", code="network")
+        return get(path, **more)
+
+    fleet.get = flaky  # type: ignore[method-assign]
+    thread = threading.Thread(target=board.agent.run)
+    thread.start()
+    try:
+        for _ in range(2000):
+            if board.store.state().phase == PROBATION:
+                break
+            time.sleep(0.01)
+    finally:
+        board.agent.stop()
+        thread.join(10)
+    assert not thread.is_alive()
+    assert slots(board)[:2] == (PROBATION, release)

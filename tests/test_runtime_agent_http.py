@@ -1,0 +1,267 @@
+"""The agent as a program: by real HTTP, from the command line, under a supervisor."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgekit_runtime.agent.notify import ALIVE, READY, tell_systemd, watchdog_s
+from edgekit_runtime.agent.start import device_id
+from edgekit_runtime.agent.transport import HttpTransport
+from edgekit_runtime.cli import main
+from edgekit_runtime.errors import InputError, NetworkError
+from edgekit_runtime.state import PROBATION
+from edgekit_runtime.store import Store
+from support.adders import adder
+from support.fleet import Fleet
+from support.fleet_server import served
+
+PATIENCE_S = 120
+CONFORMANCE = Path(__file__).with_name("tuf_conformance_client")
+
+
+@pytest.fixture
+def fleet() -> Fleet:
+    return Fleet()
+
+
+@pytest.fixture
+def address(fleet: Fleet) -> Iterator[str]:
+    with served(fleet) as found:
+        yield found
+
+
+@pytest.fixture
+def root(tmp_path: Path, fleet: Fleet) -> Path:
+    path = tmp_path / "root.json"
+    path.write_bytes(fleet.repository.first_root())
+    return path
+
+
+def agent(tmp_path: Path, address: str, root: Path, *more: str) -> list[str]:
+    return [
+        "--store", str(tmp_path / "store"), "--json", "agent", "--server", address, "--root", str(root),
+        "--device", "device-17", *more,
+    ]  # fmt: skip
+
+
+# HTTP
+
+
+def test_a_file_comes_from_any_byte_on_and_what_is_known_does_not_come_at_all(
+    fleet: Fleet, address: str
+) -> None:
+    fleet.blobs["ab"] = bytes(range(256)) * 1000
+    transport = HttpTransport(address)
+    whole = transport.get("blobs/ab")
+    assert (whole.status, whole.at, b"".join(whole.parts)) == (200, 0, fleet.blobs["ab"])
+    rest = transport.get("blobs/ab", at=1000)
+    assert (rest.status, rest.at, b"".join(rest.parts)) == (206, 1000, fleet.blobs["ab"][1000:])
+    assert transport.get("blobs/ab", tag=whole.tag).status == 304
+    assert transport.get("blobs/nothing").status == 404
+
+
+def test_a_line_that_breaks_is_a_network_error_in_the_middle(fleet: Fleet, address: str) -> None:
+    fleet.blobs["ab"], fleet.break_after = bytes(100_000), 50_000
+    came: list[bytes] = []
+    with pytest.raises(NetworkError):
+        came.extend(HttpTransport(address).get("blobs/ab").parts)
+    assert 0 < sum(map(len, came)) <= 50_000
+
+
+def test_a_server_that_is_not_there_is_a_network_error() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        transport = HttpTransport(f"http://127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(NetworkError) as caught:
+            transport.get("metadata/timestamp.json")
+        assert caught.value.code == "network"
+        with pytest.raises(NetworkError):
+            transport.post("devices/x", b"")
+
+
+def test_a_device_without_its_token_is_told_nothing(fleet: Fleet) -> None:
+    fleet.blobs["ab"] = b"model"
+    with served(fleet, token="secret") as address:
+        assert HttpTransport(address).get("blobs/ab").status == 401
+        assert HttpTransport(address, token="secret").get("blobs/ab").status == 200
+        with pytest.raises(NetworkError, match="401"):
+            HttpTransport(address, token="wrong").post("devices/x", b"{}")
+
+
+@pytest.mark.parametrize(
+    "url", ["", "fleet.example.com", "ftp://fleet.example.com", "https://", "http://fleet.example.com"]
+)
+def test_an_address_that_is_none_or_that_anybody_can_read_is_refused(url: str) -> None:
+    with pytest.raises(InputError) as caught:
+        HttpTransport(url)
+    assert caught.value.code == "server"
+    HttpTransport("http://fleet.example.com", insecure=True)
+
+
+# The command
+
+
+def test_one_poll_installs_what_the_fleet_selects(
+    tmp_path: Path, fleet: Fleet, address: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    release = fleet.publish(adder(1.0))
+    fleet.select(release)
+    assert main(agent(tmp_path, address, root, "--once")) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["decided"], answer["phase"]) == ("install", PROBATION)
+    assert Store(tmp_path / "store").state().live == release
+    # The real trial ran: it would have refused a model with other answers.
+    assert main(agent(tmp_path, address, root, "--once")) == 0
+    assert json.loads(capsys.readouterr().out)["decided"] == "on_probation"
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [
+        (["--device", "no/name"], "option"),
+        (["--channel", ""], "option"),
+        (["--interval", "0"], "option"),
+        (["--server", "nowhere"], "server"),
+        (["--root", "/nowhere/root.json"], "input"),
+        (["--token-file", "/nowhere/token"], "input"),
+    ],
+)
+def test_an_option_that_cannot_be_used_is_named(
+    tmp_path: Path, address: str, root: Path, more: list[str], code: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(agent(tmp_path, address, root, "--once", *more)) == 2
+    assert json.loads(capsys.readouterr().out)["error"] == code
+
+
+def test_without_a_root_nothing_is_trusted(
+    tmp_path: Path, address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = str(tmp_path / "store")
+    assert main(["--store", store, "--json", "agent", "--server", address, "--device", "d", "--once"]) == 3
+    assert json.loads(capsys.readouterr().out)["error"] == "tuf_root"
+
+
+def test_under_a_supervisor_it_says_that_it_is_ready_alive_and_about_to_stop(
+    tmp_path: Path, fleet: Fleet, address: str, root: Path
+) -> None:
+    fleet.select(fleet.publish(adder(1.0)))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
+        supervisor.bind(str(tmp_path / "notify"))
+        supervisor.settimeout(PATIENCE_S)
+        environment = {
+            **os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "400000",
+        }  # fmt: skip
+        command = [sys.executable, "-m", "edgekit_runtime.cli", *agent(tmp_path, address, root)]
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            assert supervisor.recv(99) == READY.encode()
+            assert supervisor.recv(99) == ALIVE.encode()
+            end = time.monotonic() + PATIENCE_S
+            while Store(tmp_path / "store").state().phase != PROBATION and time.monotonic() < end:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            said = ALIVE.encode()
+            while said == ALIVE.encode():
+                said = supervisor.recv(99)
+            assert said == b"STOPPING=1"
+            lines = [json.loads(line) for line in process.stderr.read().splitlines()]
+    assert process.returncode == 0
+    assert {line["message"] for line in lines} >= {"the agent begins", "decided", "polled"}
+    assert all({"time", "level", "logger"} <= line.keys() for line in lines)
+
+
+def test_two_agents_of_one_store_the_second_is_refused(
+    tmp_path: Path, address: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path / "store")
+    store.make()
+    with store.tended():
+        assert main(agent(tmp_path, address, root, "--once")) == 2
+    assert json.loads(capsys.readouterr().out)["error"] == "store_busy"
+
+
+# What a system tells
+
+
+def test_nobody_is_told_where_nobody_supervises(tmp_path: Path) -> None:
+    assert not tell_systemd(READY, environment={})
+    assert not tell_systemd(READY, environment={"NOTIFY_SOCKET": "relative"})
+    assert not tell_systemd(READY, environment={"NOTIFY_SOCKET": str(tmp_path / "nobody")})
+
+
+def test_an_address_outside_of_the_file_system_is_reached() -> None:
+    name = f"edgekit-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
+        supervisor.bind(f"\0{name}")
+        assert tell_systemd(READY, ALIVE, environment={"NOTIFY_SOCKET": f"@{name}"})
+        assert supervisor.recv(99) == b"READY=1\nWATCHDOG=1"
+
+
+@pytest.mark.parametrize(
+    ("environment", "seconds"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "30000000"}, 30.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}, 30.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+    ],
+)
+def test_the_watchdog_is_for_the_process_that_it_names(
+    environment: dict[str, str], seconds: float | None
+) -> None:
+    assert watchdog_s(environment) == seconds
+
+
+def test_the_id_of_a_device_stays_and_does_not_give_its_machine_id_away(tmp_path: Path) -> None:
+    file = tmp_path / "machine-id"
+    file.write_text("0123456789abcdef0123456789abcdef\n")
+    found = device_id(file)
+    assert found == device_id(file)
+    assert len(found) == 32
+    assert "0123456789" not in found
+    for missing in (tmp_path / "none", file):
+        file.write_text("")
+        with pytest.raises(InputError):
+            device_id(missing)
+
+
+# The program that the conformance suite of The Update Framework drives
+
+
+def test_the_conformance_client_takes_a_root_refreshes_and_downloads(
+    tmp_path: Path, fleet: Fleet, address: str, root: Path
+) -> None:
+    fleet.repository.add("releases/größe.json", b"{}")
+    fleet.repository.publish("targets")
+    own, targets = tmp_path / "metadata", tmp_path / "targets"
+    for folder in (own, targets):
+        folder.mkdir()
+
+    def client(*arguments: str) -> int:
+        command = [sys.executable, str(CONFORMANCE), "--metadata-dir", str(own), *arguments]
+        return subprocess.run(command, capture_output=True, check=False, timeout=PATIENCE_S).returncode
+
+    where = ["--metadata-url", f"{address}/metadata/"]
+    assert client(*where, "refresh") == 1, "nothing is trusted yet"
+    assert client("init", str(root)) == 0
+    assert client(*where, "refresh") == 0
+    what = ["--target-base-url", f"{address}/targets/", "--target-dir", str(targets)]
+    assert client(*where, "--target-name", "releases/größe.json", *what, "download") == 0
+    (found,) = (path for path in targets.rglob("*") if path.is_file())
+    assert found.read_bytes() == b"{}"
+    assert client(*where, "--target-name", "nothing.json", *what, "download") == 1
+    fleet.repository.signers["timestamp"] = fleet.repository.signers["rollout"]
+    fleet.repository.publish("timestamp")
+    assert client(*where, "refresh") == 1, "signed by another key"
