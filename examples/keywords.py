@@ -11,6 +11,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +26,7 @@ from edgekit.errors import EdgekitError, UsageError
 from edgekit.progress import shown
 from edgekit.report import summary
 from examples import keywords_data
-from examples.keywords_sound import SHAPE
+from examples.keywords_sound import SHAPE, SOUND
 
 DIGITS: Final = 10
 CHANNELS: Final = 96
@@ -38,6 +39,7 @@ SHIFT: Final = (6, 1)
 
 MODEL: Final = "keywords.pt2"
 DATA: Final = "keywords.npz"
+RECIPE: Final = "keywords.toml"
 OUT: Final = Path("keywords-out")
 BUNDLE: Final = "keywords-edgekit"
 # In the units of `edgekit.compress`. INT8 alone gives files of 75 to 81 kB, so that a search has to prune.
@@ -147,6 +149,14 @@ def save(model: nn.Module, data: keywords_data.Arrays, folder: Path) -> None:
     exported = torch.export.export(model, (torch.zeros(2, *SHAPE),), dynamic_shapes=(batch,))
     torch.export.save(exported, folder / MODEL)
     np.savez(folder / DATA, **data)
+    (folder / RECIPE).write_text(recipe(), encoding="utf-8")
+
+
+def recipe() -> str:
+    """What the files cannot say of themselves, so that a device takes samples and gives words."""
+    numbers = "\n".join(f"{name} = {value}" for name, value in asdict(SOUND).items())
+    words = ", ".join(f'"{digit}"' for digit in range(DIGITS))
+    return f'[model]\ntask = "classification"\nlabels = [{words}]\n\n[preprocessing.sound]\n{numbers}\n'
 
 
 def command(folder: Path, epochs: int, budget: Mapping[str, Any]) -> list[str]:
@@ -154,8 +164,8 @@ def command(folder: Path, epochs: int, budget: Mapping[str, Any]) -> list[str]:
     limits = [
         word for name, limit in budget.items() for word in (f"--{name.replace('_', '-')}", f"{limit:g}")
     ]
-    paths = [str(folder / MODEL), "--data", str(folder / DATA), "-o", str(folder / BUNDLE)]
-    return ["edgekit", "compress", *paths, *limits, "--epochs", str(epochs)]
+    paths = [str(folder / MODEL), "--data", str(folder / DATA), "--recipe", str(folder / RECIPE)]
+    return ["edgekit", "compress", *paths, "-o", str(folder / BUNDLE), *limits, "--epochs", str(epochs)]
 
 
 def compress(folder: Path, epochs: int, budget: Mapping[str, Any], console: Console) -> bool:
@@ -174,6 +184,7 @@ def compress(folder: Path, epochs: int, budget: Mapping[str, Any], console: Cons
         bundle = edgekit.compress(
             folder / MODEL,
             data=folder / DATA,
+            recipe=folder / RECIPE,
             out=folder / BUNDLE,
             epochs=epochs,
             progress=progress,

@@ -18,6 +18,7 @@ from edgekit.cli import app
 from edgekit.data.preprocessing import Preprocessing
 from edgekit.recipe.rules import RULES
 from edgekit_runtime import contract
+from edgekit_runtime.sound import Sound
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
@@ -84,6 +85,12 @@ def test_recipe_page_lists_the_preprocessing_with_its_defaults() -> None:
     ]
 
     assert [row[:2] for row in rows(section(page("recipe.md"), "[preprocessing]"))] == expected
+
+
+def test_recipe_page_lists_what_becomes_of_sound_with_its_defaults() -> None:
+    expected = [[f"`{field.name}`", toml_value(field.default)] for field in dataclasses.fields(Sound)]
+
+    assert [row[:2] for row in rows(section(page("recipe.md"), "[preprocessing.sound]"))] == expected
 
 
 def test_recipe_page_lists_the_presets_as_they_are() -> None:

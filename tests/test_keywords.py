@@ -25,17 +25,18 @@ from examples.keywords_sound import (
     LENGTH,
     RATE,
     SHAPE,
+    SOUND,
     WINDOW,
-    band_of,
     fitted,
     log_mel,
-    mel_filters,
     read_wav,
 )
 
 from edgekit.bundle import Bundle
 from edgekit.cli import app
 from edgekit.errors import UsageError
+from edgekit.recipe import load_recipe
+from edgekit_runtime.sound import Sound, mel_filters
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "keywords.md").read_text(encoding="utf-8")
@@ -78,7 +79,7 @@ def test_a_tone_is_loudest_in_the_band_around_it(hertz: float) -> None:
     spectrogram = log_mel(tone(hertz))
 
     loudest = spectrogram[0].mean(0).argmax()
-    assert abs(int(loudest) - band_of(hertz)) <= 1
+    assert abs(int(loudest) - SOUND.band_of(hertz)) <= 1
     assert spectrogram[0, :, loudest].min() > 0.9
     assert spectrogram[0, :, (loudest + BANDS // 2) % BANDS].max() < -0.5
 
@@ -128,7 +129,7 @@ def test_a_recording_of_the_right_length_stays_as_it_is() -> None:
 
 
 def test_the_bands_leave_no_gap_between_the_lowest_and_the_highest() -> None:
-    filters = mel_filters()
+    filters = mel_filters(SOUND)
 
     assert filters.shape == (129, BANDS)
     assert (filters.max(0) > 0.2).all()
@@ -406,6 +407,16 @@ def test_the_command_that_is_shown_is_one_that_edgekit_reads() -> None:
     assert {key: float(values[key]) for key in keywords.BUDGET} == keywords.BUDGET
     assert values["epochs"] == "3"
     assert Path(values["model"]) == Path("größe out/keywords.pt2")
+
+
+def test_the_recipe_tells_a_device_what_training_did(tmp_path: Path) -> None:
+    path = tmp_path / keywords.RECIPE
+    path.write_text(keywords.recipe(), encoding="utf-8")
+
+    read = load_recipe(path)
+
+    assert Sound.from_manifest(read.preprocessing["sound"]) == SOUND
+    assert read.model.labels == tuple("0123456789")
 
 
 # The page.

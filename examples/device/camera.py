@@ -56,7 +56,7 @@ def loop(runtime: Runtime, options: argparse.Namespace) -> None:
     print(f"serving {runtime.info.name} {runtime.info.version}", flush=True)
     for number, pixels in enumerate(frames(options.frames, rounds=options.rounds)):
         began = time.perf_counter()
-        best, share = top(softmax(runtime.predict_pixels(pixels)), runtime.info.labels, 1)[0]
+        best, share = top(softmax(runtime.predict_raw(pixels)), runtime.info.labels, 1)[0]
         since[0] += 1
         if since[0] == VOUCH_AFTER and runtime.mark_good():
             print(f"{runtime.info.version} does well", flush=True)

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         known = right = 0
         for path in pictures(options.folder):
             began = time.perf_counter()
-            scores = model.predict_pixels(read(path))
+            scores = model.predict_raw(read(path))
             took_ms = 1e3 * (time.perf_counter() - began)
             best = top(softmax(scores), model.info.labels, options.top)
             shown = ", ".join(f"{label} {share:.0%}" for label, share in best)

@@ -117,7 +117,9 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("--threads", type=_count, default=1)
         if name == "run":
             each.add_argument(
-                "input", type=Path, help=".npy with the input or with pixels, or .npz with one array for each"
+                "input",
+                type=Path,
+                help=".npy with the input, pixels or samples, or .npz with one array for each",
             )
         else:
             each.add_argument("--seconds", type=float, default=2.0)
@@ -264,7 +266,7 @@ def _run(options: argparse.Namespace) -> Answer:
 
     model = Model.load(options.model, format=options.format, settings=Settings(threads=options.threads))
     x = _read_input(options.input)
-    if model.info.preprocessing is not None and getattr(x, "dtype", None) == "uint8" and x.ndim in (2, 3):
+    if model.info.preprocessing is not None and _is_raw(x):
         x = model.prepare(x)
     found = model.predict(x)
     if not isinstance(found, dict):
@@ -275,6 +277,12 @@ def _run(options: argparse.Namespace) -> Answer:
     if model.info.labels and first.size == len(model.info.labels):
         answer["label"] = top(first, model.info.labels, 1)[0][0]
     return answer
+
+
+def _is_raw(x: Any) -> bool:
+    """Pixels or samples, and not yet the input of a model."""
+    kind, rank = getattr(x, "dtype", None), getattr(x, "ndim", None)
+    return (kind == "uint8" and rank in (2, 3)) or (kind in ("int16", "float32") and rank == 1)
 
 
 def _read_input(path: Path) -> Any:

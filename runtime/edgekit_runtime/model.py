@@ -17,6 +17,7 @@ from edgekit_runtime.ends import End, fit, of_file, of_manifest
 from edgekit_runtime.errors import ArtifactError, BackendError, InputError
 from edgekit_runtime.golden import SelfTest, compare, read_golden
 from edgekit_runtime.preprocessing import Preprocessing
+from edgekit_runtime.sound import Sound
 
 # A package runs on macOS alone, where nothing else uses the neural engine; TFLite is fastest on most boards.
 CHOICE: Final = ("coreml", "tflite", "onnx")
@@ -35,7 +36,7 @@ class Info:
         labels: class names in the order of the output.
         inputs: as `predict` takes them.
         outputs: as `predict` gives them.
-        preprocessing: how pixels become the input, None where the manifest does not say.
+        preprocessing: how pixels or samples become the input, None where the manifest does not say.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Info:
     labels: tuple[str, ...]
     inputs: tuple[End, ...]
     outputs: tuple[End, ...]
-    preprocessing: Preprocessing | None = None
+    preprocessing: Preprocessing | Sound | None = None
 
 
 class Model:
@@ -112,30 +113,31 @@ class Model:
             manifest.name, manifest.version, artifact.format, manifest.task, manifest.labels,
             of_manifest(manifest, artifact, session.inputs, into=True),
             of_manifest(manifest, artifact, session.outputs, into=False),
-            Preprocessing.from_manifest(manifest.preprocessing),
+            _preparation(manifest.preprocessing),
         )  # fmt: skip
         return Model(session, info, locate(artifact.golden))
 
-    def prepare(self, pixels: Array) -> Array:
-        """Make the input of an image, as the model was evaluated on.
+    def prepare(self, raw: Array) -> Array:
+        """Make the input of an image or a recording, as the model was evaluated on.
 
         Args:
-            pixels: uint8 [height, width, 3] in RGB order, or [height, width] in gray.
+            raw: pixels, uint8 [height, width, 3] in RGB order or [height, width] in gray; or samples, int16 or
+                float32 [n].
 
         Returns:
             The input, with its batch axis.
 
         Raises:
-            InputError: no such image, or the manifest does not say how.
+            InputError: no such image or recording, or the manifest does not say how.
         """
         if self.info.preprocessing is None:
             raise InputError(
-                f"{self.info.name}: the manifest does not say how an image becomes its input",
+                f"{self.info.name}: the manifest does not say how its input is made",
                 expected="a bundle with a [preprocessing] table in its recipe",
                 way_out="Prepare the input in the application, as for the training, and call predict.",
                 code="input",
             )
-        return self.info.preprocessing(pixels)
+        return self.info.preprocessing(raw)
 
     def predict(self, x: Array | Mapping[str, Array]) -> Any:
         """Run the model once.
@@ -162,9 +164,9 @@ class Model:
             found = [y[0] for y in found]
         return found[0] if len(found) == 1 else self._by_name(found)
 
-    def predict_pixels(self, pixels: Array) -> Any:
-        """Run the model on an image: `prepare`, then `predict`."""
-        return self.predict(self.prepare(pixels))
+    def predict_raw(self, raw: Array) -> Any:
+        """Run the model on an image or a recording: `prepare`, then `predict`."""
+        return self.predict(self.prepare(raw))
 
     def predict_batch(self, x: Array | Mapping[str, Array]) -> Any:
         """Run the model on any number of samples, one after the other where the file takes one at a time.
@@ -267,6 +269,19 @@ class Model:
 
     def _by_name(self, found: Iterable[Array]) -> dict[str, Array]:
         return {name: array for (name, _, _), array in zip(self._exits, found, strict=True)}
+
+
+def _preparation(table: Mapping[str, Any]) -> Preprocessing | Sound | None:
+    if "sound" not in table:
+        return Preprocessing.from_manifest(table)
+    if len(table) > 1:
+        raise ArtifactError(
+            f"preprocessing: {', '.join(map(repr, table))}",
+            expected="either a table `sound`, or keys for images",
+            way_out="Correct the recipe and compress again.",
+            code="preprocessing",
+        )
+    return Sound.from_manifest(table["sound"])
 
 
 def _choose(manifest: Manifest, format: str | None, here: Callable[[str], bool] = installed) -> Artifact:

@@ -167,13 +167,13 @@ class Runtime:
         """Run what serves now, as `Model.predict_batch` does."""
         return self._metered("predict_batch", x)
 
-    def predict_pixels(self, pixels: Array) -> Any:
-        """Run what serves now on an image, prepared as that version was evaluated: no swap comes in between.
+    def predict_raw(self, raw: Array) -> Any:
+        """Run what serves now on an image or a recording, prepared for that very version: no swap comes in between.
 
         Args:
-            pixels: as `Model.prepare` takes them.
+            raw: as `Model.prepare` takes it.
         """
-        return self._metered("predict_pixels", pixels)
+        return self._metered("predict_raw", raw)
 
     async def predict_async(self, x: Array | Mapping[str, Array]) -> Any:
         """`predict` in a thread of its own, so that an event loop goes on meanwhile."""
@@ -214,7 +214,7 @@ class Runtime:
     @staticmethod
     def _shadowed(serving: _Serving, shadow: Host, method: str, x: Array | Mapping[str, Array]) -> Any:
         """Predict, and hand what came in and out to the candidate; there is none while a version is on probation."""
-        if method == "predict_pixels" and not isinstance(x, Mapping):
+        if method == "predict_raw" and not isinstance(x, Mapping):
             # The candidate gets what the live version was given; both prepare alike, or there is no shadow.
             method, x = "predict", serving.model.prepare(x)
         began = time.perf_counter_ns()

@@ -19,6 +19,8 @@ from edgekit.recipe import Recipe
 from edgekit.shrink import asks_for_training
 from edgekit.workdir import WorkDir
 from edgekit_converters.program import Program
+from edgekit_runtime.errors import ArtifactError
+from edgekit_runtime.sound import Sound
 
 
 def load(model: Any, data: Any, wish: Mapping[str, Any]) -> Candidate:
@@ -76,7 +78,7 @@ def open_inputs(
         UsageError: the data cannot be used, or there is none to train on.
     """
     program = candidate.program
-    preprocessing = Preprocessing.from_dict(recipe.preprocessing) if recipe.preprocessing else None
+    preprocessing = _preprocessing(recipe)
     if given is None and training:
         raise _nothing_to_train_on("there is no --data", recipe)
     if given is None:
@@ -95,6 +97,24 @@ def open_inputs(
     inputs = from_data(data, program)
     warning = check_range(program, next(iter(data.calibration(1))))
     return replace(inputs, notes=(*inputs.notes, warning)) if warning else inputs
+
+
+def _preprocessing(recipe: Recipe) -> Preprocessing | None:
+    """For images; what a device makes of samples is checked here, and done by whoever prepares the arrays.
+
+    Raises:
+        UsageError: the table has a key or a value that does not fit.
+    """
+    table = recipe.preprocessing
+    if not table or table.keys() != {"sound"}:
+        return Preprocessing.from_dict(table) if table else None
+    try:
+        Sound.from_manifest(table["sound"])
+    except ArtifactError as error:
+        raise UsageError(
+            error.what, expected=error.expected, way_out="Correct [preprocessing.sound] in the recipe."
+        ) from error
+    return None
 
 
 def _nothing_to_train_on(found: str, recipe: Recipe) -> UsageError:
