@@ -2,18 +2,22 @@
 
 `python -m benchmarks.device`. `predict` beside ONNX Runtime's `session.run` and LiteRT's `set_tensor`, `invoke` and
 `get_tensor` on the same file, in interleaved rounds on one thread; the import and the memory of a process with a model
-beside one with the backend alone; fifty swaps under two threads of predictions; the size of the wheel.
+beside one with the backend alone; fifty swaps under two threads of predictions; the latency with a candidate in the
+shadow beside that without; the size of the wheel.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,8 +29,9 @@ from benchmarks.data_cifar10 import CACHE
 from benchmarks.machine import machine
 from benchmarks.measure import interleaved, ratio
 from benchmarks.networks import NETWORKS
-from edgekit_runtime import Model, Runtime
+from edgekit_runtime import Model, Runtime, Shadow
 from edgekit_runtime.bundle import Bundle
+from edgekit_runtime.contract import Manifest
 from edgekit_runtime.events import MarkedGood
 from edgekit_runtime.manager import Manager
 from edgekit_runtime.store import Store
@@ -177,9 +182,70 @@ def swaps(first: Path, second: Path) -> dict[str, Any]:
     }
 
 
+def shadow(first: Path, second: Path, *, blocks: int = 20, block_s: float = 3.0) -> dict[str, Any]:
+    """Latency of the live version with a candidate in the shadow at a quarter of a core, beside the same without.
+
+    Blocks of predictions alternate; in every other one the candidate's process is stopped.
+    """
+    bundles = {bundle.release().id: bundle for bundle in map(Bundle.open, (first, second))}
+    x = np.random.default_rng(0).normal(size=(1, *bundles_shape(first)[1:])).astype(np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder) / "store")
+        store.make()
+        manager = Manager(
+            store,
+            fetch=lambda release: store.add_release(bundles[release].release(), bundles[release].read),
+            stage=lambda _: None,
+        )
+        live, candidate = bundles
+        manager.install(live)
+        manager.tell(MarkedGood(live))
+        manager.go_on()
+        manager.install(candidate, shadow=True)
+        with Runtime(store.path, poll_s=3600, shadow=Shadow(rate=1.0, cpu_share=0.25)) as runtime:
+            runtime.look()
+            (worker,) = psutil.Process().children()
+            while runtime.shadow is None or not runtime.shadow.compared:
+                runtime.predict(x)
+            times: dict[str, list[float]] = {"on": [], "off": []}
+            used_s = 0.0
+            for number in range(2 * blocks):
+                part = ("on", "off")[number % 2]
+                (worker.resume if part == "on" else worker.suspend)()
+                before = worker.cpu_times()
+                end = time.perf_counter() + block_s
+                while time.perf_counter() < end:
+                    began = time.perf_counter()
+                    runtime.predict(x)
+                    times[part].append(1e3 * (time.perf_counter() - began))
+                after = worker.cpu_times()
+                used_s += after.user + after.system - before.user - before.system
+            worker.resume()
+            compared = runtime.shadow.compared
+    p50, p99 = ({part: float(np.percentile(ms, q)) for part, ms in times.items()} for q in (50, 99))
+    return {
+        "predictions": {part: len(ms) for part, ms in times.items()},
+        "compared": compared,
+        "cpu_share": round(used_s / (blocks * block_s), 3),
+        "p50_ms": {part: round(ms, 4) for part, ms in p50.items()},
+        "p99_ms": {part: round(ms, 4) for part, ms in p99.items()},
+        "p50_ratio": round(p50["on"] / p50["off"], 4),
+        "p99_ratio": round(p99["on"] / p99["off"], 4),
+    }
+
+
 def bundles_shape(path: Path) -> tuple[int, ...]:
     """Shape of the first input."""
     return Bundle.open(path).manifest.inputs[0].shape
+
+
+def twin(bundle: Path) -> Path:
+    """The same files as another version."""
+    out = Path(tempfile.mkdtemp()) / "twin"
+    shutil.copytree(bundle, out)
+    manifest = Manifest.from_json((out / "manifest.json").read_bytes())
+    (out / "manifest.json").write_text(replace(manifest, version="twin").to_json(), encoding="utf-8")
+    return out
 
 
 def wheel_kb() -> float:
@@ -205,6 +271,8 @@ def main() -> int:
     network = next(each for each in NETWORKS if each.name == MEASURED[0])
     compressed(network.make(), network.calibration(CALIBRATED // 2), other, formats=("tflite",))
     found["swaps"] = swaps(small, other)
+    large = bundle_of(MEASURED[1])
+    found["shadow"] = {MEASURED[0]: shadow(small, other), MEASURED[1]: shadow(large, twin(large))}
     RESULT.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps({key: value for key, value in found.items() if key != "machine"}, indent=1))
     return 0

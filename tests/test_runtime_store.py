@@ -320,6 +320,20 @@ def test_what_fails_on_the_way_is_remembered_only_where_the_release_is_to_blame(
     assert picky.install(NEW, forced=True).failed == {NEW: "golden"}
 
 
+def test_a_fault_of_our_own_does_not_hold_a_device_in_a_phase(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    serving(store)
+
+    def broken(_: str) -> None:
+        raise KeyError("slip")
+
+    state = Manager(store, fetch=broken, stage=lambda _: None).install(NEW)
+    assert (state.phase, state.live, state.failed) == (IDLE, LIVE, {})
+    assert state.reports[-1].reason == "unexpected"
+    assert "KeyError: 'slip'" in caplog.text
+
+
 def test_bytes_that_are_not_the_release_say_nothing_of_it(store: Store) -> None:
     serving(store)
     liar = Published(SECOND.release, {**SECOND.content, "model.tflite": b"something else"})

@@ -6,6 +6,7 @@ always the same: first the state that says what is about to happen, then the dee
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -28,6 +29,8 @@ from edgekit_runtime.events import (
 from edgekit_runtime.state import COMMIT, FETCH, ROLLBACK, SHADOW, STAGE, VERIFY, State
 from edgekit_runtime.store import Store
 from edgekit_runtime.transition import transition
+
+log = logging.getLogger(__name__)
 
 Deed = Callable[[str], None]
 """Does something about a release, by its id.
@@ -146,6 +149,10 @@ class Manager:
         except DeviceError as error:
             self.told(error)
             return Failed(action.phase, error.code, passing=True)
+        except Exception:
+            # A fault of ours, and no reason to be in this phase for ever.
+            log.exception("the phase %s of %s failed", action.phase, action.release[:12])
+            return Failed(action.phase, "unexpected", passing=True)
         return Done(action.phase)
 
     def _verify(self, release: str) -> None:
