@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -331,3 +333,46 @@ def test_a_process_is_told_from_another_with_its_pid() -> None:
 def test_errors_are_of_one_tree(device: Device) -> None:
     with pytest.raises(DeviceError):
         Runtime(device.store.path / "nowhere")
+
+
+# Once as oneself, because another user may not even read the modules.
+OTHER_USER = """
+import os, sys
+import numpy
+from edgekit_runtime import Runtime
+from edgekit_runtime.cli import main
+
+def serve():
+    with Runtime(sys.argv[1], poll_s=0.02) as runtime:
+        x = numpy.zeros((1, 16), numpy.float32)
+        print({float(runtime.predict(x)[0, 0]) for _ in range(1000)})
+    print(main(["--store", sys.argv[1], "--json", "status"]))
+
+serve()
+os.setegid(65534)
+os.seteuid(65534)
+serve()
+print(main(["--store", sys.argv[1], "--json", "pin"]))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_store_of_another_user_is_served_from_and_cannot_be_changed() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        device = Device(Path(folder) / "store")
+        device.install(adder(1.0), good=True)
+        before = {path: path.stat().st_mtime_ns for path in device.store.path.rglob("*")}
+        done = subprocess.run(
+            [sys.executable, "-c", OTHER_USER, str(device.store.path)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        after = {path: path.stat().st_mtime_ns for path in device.store.path.rglob("*")}
+    answers, status, told, refused, code = done.stdout.splitlines()[3:]
+    assert answers == "{1.0}"
+    assert (json.loads(status)["phase"], told) == ("idle", "0")
+    assert (json.loads(refused)["error"], code) == ("disk", "2")
+    assert "Permission denied" in json.loads(refused)["what"]
+    assert after == before
