@@ -96,7 +96,11 @@ def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:
         _ = edgekit.compres  # type: ignore[attr-defined]
 
 
-def test_the_runtime_imports_numpy_the_standard_library_and_itself() -> None:
+# Of the agent alone: an application that runs a model loads none of it.
+AGENT = {("trust.py", "tuf"), ("fetcher.py", "tuf"), ("transport.py", "urllib3")}
+
+
+def test_the_runtime_imports_numpy_the_standard_library_and_itself_and_only_its_agent_more() -> None:
     files = sorted((ROOT / "runtime" / "edgekit_runtime").rglob("*.py"))
     assert files
 
@@ -106,7 +110,14 @@ def test_the_runtime_imports_numpy_the_standard_library_and_itself() -> None:
         pair
         for pair in foreign
         if pair[1] not in sys.stdlib_module_names and pair[1] not in {"edgekit_runtime", "numpy"}
-    } == set()
+    } == AGENT
+
+
+def test_what_serves_loads_nothing_of_the_agent() -> None:
+    found = imported_by("import edgekit_runtime.runtime, edgekit_runtime.cli, edgekit_runtime.trial")
+
+    assert "edgekit_runtime" in found
+    assert not found & {"tuf", "urllib3", "securesystemslib", "cryptography"}
 
 
 def test_the_runtime_needs_no_third_party_module_to_be_imported() -> None:
