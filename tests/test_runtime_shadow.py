@@ -26,7 +26,7 @@ from edgekit_runtime.shadow import ring
 from edgekit_runtime.shadow.budget import Duty, hottest_celsius, is_hot
 from edgekit_runtime.shadow.host import Standing
 from edgekit_runtime.spool import Spool
-from edgekit_runtime.state import IDLE, PROBATION
+from edgekit_runtime.state import IDLE, PROBATION, SHADOW
 from edgekit_runtime.windows import Figures, Window
 from support.adders import WIDTH, adder, endless
 from support.device import Device
@@ -234,6 +234,20 @@ def test_a_candidate_that_cannot_be_loaded_is_refused(device: Device, serve: Cal
     runtime = serve(shadow=EAGER)
     until(runtime, lambda _: device.store.state().phase == IDLE)
     assert device.store.state().failed[candidate] == "shadow_load"
+
+
+def test_a_live_version_that_rots_on_the_disk_costs_the_noise_and_not_the_candidate(
+    device: Device, serve: Callable[..., Runtime]
+) -> None:
+    runtime = serve(shadow=EAGER)
+    device.install(adder(2.0), shadow=True)
+    device.store.blob(adder(1.0).release.files["model.onnx"].sha256).write_bytes(b"rot")
+    until(runtime, compared(4))
+    runtime.close()
+    found = figures(device)
+    assert found.counts.compared >= 4
+    assert found.noise.compared == 0
+    assert device.store.state().phase == SHADOW
 
 
 def test_a_candidate_with_other_inputs_is_refused_before_it_runs(

@@ -332,7 +332,7 @@ class Runtime:
 
             pair = Pair(self._serving.release, state.candidate)
             inputs = self._serving.model.info.inputs
-            self._shadow = open_host(self.store, pair, inputs, self._budget, self._refuse)
+            self._shadow = open_host(self.store, pair, inputs, self._budget, self._refuse, self._format)
         if self._shadow is not None:
             self._shadow.look()
 

@@ -26,7 +26,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -75,45 +75,37 @@ class Store:
                     self.disk.make_folder(folder)
                     self.disk.sync_folder(folder.parent)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Be the only one that changes the state; waits for others, who need milliseconds.
 
         Raises:
             StoreError: the store cannot be written.
         """
-        with self._lock("lock", fcntl.LOCK_EX):
-            yield
+        return self._lock("lock", fcntl.LOCK_EX)
 
-    @contextmanager
-    def driven(self) -> Iterator[None]:
+    def driven(self) -> AbstractContextManager[None]:
         """Be the only one that carries updates out.
 
         Raises:
             StoreError: another process does, or the store cannot be written.
         """
-        with self._lock("driver", fcntl.LOCK_EX | fcntl.LOCK_NB):
-            yield
+        return self._lock("driver", fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    @contextmanager
-    def tended(self) -> Iterator[None]:
+    def tended(self) -> AbstractContextManager[None]:
         """Be the agent of this device.
 
         Raises:
             StoreError: there is one, or the store cannot be written.
         """
-        with self._lock("agent", fcntl.LOCK_EX | fcntl.LOCK_NB):
-            yield
+        return self._lock("agent", fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    @contextmanager
-    def shadowed(self) -> Iterator[None]:
+    def shadowed(self) -> AbstractContextManager[None]:
         """Be the only one that has a candidate beside the live version.
 
         Raises:
             StoreError: another process has, or the store cannot be written.
         """
-        with self._lock("shadow", fcntl.LOCK_EX | fcntl.LOCK_NB):
-            yield
+        return self._lock("shadow", fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     @contextmanager
     def _lock(self, name: str, how: int) -> Iterator[None]:

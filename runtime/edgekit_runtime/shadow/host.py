@@ -91,6 +91,7 @@ class Host:
         settings: budget.
         limits: shares of bad answers after which the candidate is refused.
         refuse: hears the code of why the candidate should be given up.
+        format: that the application asked for, None where it did not.
 
     Raises:
         DeviceError: a manifest cannot be read.
@@ -105,7 +106,9 @@ class Host:
         refuse: Callable[[str], None],
         *,
         limits: Limits = DEFAULT_LIMITS,
+        format: str | None = None,
     ) -> None:
+        self._format = format
         self.pair, self._store, self._settings, self._refuse = pair, store, settings, refuse
         self._inputs, self._limits = inputs, limits
         live, self._manifest = (store.manifest(store.release(each)) for each in (pair.live, pair.candidate))
@@ -224,7 +227,8 @@ class Host:
         self._seen, self._dropped, self._count = itertools.count(1), itertools.count(1), 0
         command = [
             sys.executable, "-m", "edgekit_runtime.shadow.worker", str(self._store.path),
-            self.pair.live, self.pair.candidate, *map(str, sender.for_reader), self._settings.to_json(),
+            self.pair.live, self.pair.candidate, self._format or "", *map(str, sender.for_reader),
+            self._settings.to_json(),
         ]  # fmt: skip
         # One thread for what a library starts by itself: a pool of them would each wait for work.
         alone = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
@@ -294,10 +298,11 @@ def open_host(
     inputs: tuple[End, ...],
     settings: Shadow,
     refuse: Callable[[str], None],
+    format: str | None,
 ) -> Host | None:
     """A shadow of a pair, None where its files cannot be read."""
     try:
-        return Host(store, pair, inputs, settings, refuse)
+        return Host(store, pair, inputs, settings, refuse, format=format)
     except DeviceError as error:
         log.warning("no shadow: %s", error)
         return None

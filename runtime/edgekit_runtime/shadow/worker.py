@@ -1,7 +1,7 @@
 """The candidate's process: takes samples from the ring, predicts, compares, and puts windows into the spool.
 
-`python -m edgekit_runtime.shadow.worker STORE LIVE CANDIDATE MEMORY FULL FREE SETTINGS`, as `host` starts it. It ends
-by itself, with its last window on the disk, when the live process closes its side or dies.
+`python -m edgekit_runtime.shadow.worker STORE LIVE CANDIDATE FORMAT MEMORY FULL FREE SETTINGS`, as `host` starts it. It
+ends by itself, with its last window on the disk, when the live process closes its side or dies.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -221,7 +221,9 @@ def give_way(budget: Shadow) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
 
 
-def main(store: str, live: str, candidate: str, memory: str, full: str, free: str, settings: str) -> int:
+def main(
+    store: str, live: str, candidate: str, form: str, memory: str, full: str, free: str, settings: str
+) -> int:
     """Exit status 0 when the live process closed its side, 10 when a version cannot be loaded."""
     began_s = time.monotonic()
     # An interrupt at the terminal is for the application; this process ends after it.
@@ -230,10 +232,16 @@ def main(store: str, live: str, candidate: str, memory: str, full: str, free: st
     give_way(budget)
     place = Store(Path(store))
     try:
-        models = list(_loaded(place, candidate, live if budget.noise_every else None))
+        model = _loaded(place, candidate, form or None)
     except DeviceError as error:
         log.warning("%s", error)
         return CANNOT_LOAD
+    try:
+        second = _loaded(place, live, form or None) if budget.noise_every else None
+    except DeviceError as error:
+        # The candidate is not to blame; only the noise is not measured.
+        log.warning("%s", error)
+        second = None
     manifest = place.manifest(place.release(candidate))
     reader = Reader(ring.Memory(ring.Layout.of(manifest, budget.slots), int(memory)), int(full), int(free))
     spool = Spool(place.spool, max_bytes=budget.spool_bytes)
@@ -241,8 +249,7 @@ def main(store: str, live: str, candidate: str, memory: str, full: str, free: st
     def keep(window: Window) -> None:
         spool.put(window.key, window.to_json().encode(), value=VALUE)
 
-    second = models[1] if len(models) > 1 else None
-    worker = Worker(reader, models[0], second, manifest, (live, candidate), budget, keep)
+    worker = Worker(reader, model, second, manifest, (live, candidate), budget, keep)
     try:
         worker.run(Duty(budget.cpu_share, began_s))
     finally:
@@ -250,13 +257,14 @@ def main(store: str, live: str, candidate: str, memory: str, full: str, free: st
     return ENDED
 
 
-def _loaded(store: Store, *releases: str | None) -> Iterator[Model]:
-    for release in releases:
-        if release is not None:
-            document = store.release(release)
-            yield Model.of(
-                store.manifest(document), locate_in(document, store.blob), settings=Settings(threads=1)
-            )
+def _loaded(store: Store, release: str, form: str | None) -> Model:
+    document = store.release(release)
+    return Model.of(
+        store.manifest(document),
+        locate_in(document, store.blob),
+        format=form,
+        settings=Settings(threads=1),
+    )
 
 
 if __name__ == "__main__":
