@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -126,18 +126,23 @@ def memory(bundle: Path, form: str) -> dict[str, float]:
     return {"added_mb": round(statistics.median(ours - bare for bare, ours in rows) / 1e6, 2)}
 
 
+def driven(path: Path, bundles: Mapping[str, Bundle]) -> Manager:
+    """The driver of a new store that takes these bundles without trying them out."""
+    store = Store(path)
+    store.make()
+    return Manager(
+        store,
+        fetch=lambda release: store.add_release(bundles[release].release(), bundles[release].read),
+        stage=lambda _: None,
+    )
+
+
 def swaps(first: Path, second: Path) -> dict[str, Any]:
     """Swaps while two threads predict: what failed, what mixed, and the memory before and after."""
     bundles = {bundle.release().id: bundle for bundle in map(Bundle.open, (first, second))}
     x = np.random.default_rng(0).normal(size=(1, *bundles_shape(first)[1:])).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder) / "store")
-        store.make()
-        manager = Manager(
-            store,
-            fetch=lambda release: store.add_release(bundles[release].release(), bundles[release].read),
-            stage=lambda _: None,
-        )
+        manager = driven(Path(folder) / "store", bundles)
 
         def serve(release: str) -> None:
             manager.install(release, forced=True)
@@ -148,7 +153,7 @@ def swaps(first: Path, second: Path) -> dict[str, Any]:
             serve(release)
         known = [Model.load(bundle.path).predict(x) for bundle in bundles.values()]
         counts, failed, mixed, stop = [0, 0], [0, 0], [0, 0], threading.Event()
-        with Runtime(store.path, poll_s=3600) as runtime:
+        with Runtime(manager.store.path, poll_s=3600) as runtime:
 
             def load(k: int) -> None:
                 while not stop.is_set() or counts[k] < PREDICTIONS // 2:
@@ -190,19 +195,13 @@ def shadow(first: Path, second: Path, *, blocks: int = 20, block_s: float = 3.0)
     bundles = {bundle.release().id: bundle for bundle in map(Bundle.open, (first, second))}
     x = np.random.default_rng(0).normal(size=(1, *bundles_shape(first)[1:])).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder) / "store")
-        store.make()
-        manager = Manager(
-            store,
-            fetch=lambda release: store.add_release(bundles[release].release(), bundles[release].read),
-            stage=lambda _: None,
-        )
+        manager = driven(Path(folder) / "store", bundles)
         live, candidate = bundles
         manager.install(live)
         manager.tell(MarkedGood(live))
         manager.go_on()
         manager.install(candidate, shadow=True)
-        with Runtime(store.path, poll_s=3600, shadow=Shadow(rate=1.0, cpu_share=0.25)) as runtime:
+        with Runtime(manager.store.path, poll_s=3600, shadow=Shadow(rate=1.0, cpu_share=0.25)) as runtime:
             runtime.look()
             (worker,) = psutil.Process().children()
             while runtime.shadow is None or not runtime.shadow.compared:

@@ -271,7 +271,7 @@ class Trust:
             raise TrustError(
                 f"{self.folder}: there is no trusted root",
                 expected="the root that a device gets when it is provisioned",
-                way_out="Provision it with the root.json of your fleet.",
+                way_out="Give it the root.json of your fleet once: `edgekit-runtime agent --root root.json`.",
                 code="tuf_root",
             )
         # python-tuf writes each file under a random name first, and a power cut leaves that behind.

@@ -147,6 +147,6 @@ def _bad_option(option: str, found: str, expected: str) -> InputError:
     return InputError(
         f"--{option}: {found}",
         expected=expected,
-        way_out=f"Give --{option}, or EDGEKIT_{option.upper().replace('-', '_')} in the environment of the agent.",
+        way_out=f"Give another --{option}; `edgekit-runtime agent --help` names them all.",
         code="option",
     )
