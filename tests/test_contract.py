@@ -38,7 +38,7 @@ def manifest() -> Manifest:
         task="classification",
         labels=("kéfir", "猫"),
         preprocessing={"resize": 8, "mean": [0.5, 0.5, 0.5], "color": "rgb", "crop": None},
-        compatibility=Compatibility(18, {"onnx": "1.20.0"}, {"tflite": ("ADD", "CONV_2D")}),
+        compatibility=Compatibility(18, {"onnx": "1.20.0"}, {"tflite": ("ADD", "CONV_2D")}, 12.5),
         provenance={"seed": 0, "versions": {"torch": "2.13.0"}},
     )
 
@@ -113,6 +113,10 @@ def test_the_document_is_canonical() -> None:
         (("compatibility", "minimum_runtime", "tensorrt"), "1", "compatibility.minimum_runtime"),
         (("compatibility", "ops", "tensorrt"), [], "compatibility.ops.tensorrt"),
         (("compatibility", "ops", "tflite", 0), "", "compatibility.ops.tflite[0]"),
+        (("compatibility", "max_latency_ms"), 0, "compatibility.max_latency_ms"),
+        (("compatibility", "max_latency_ms"), "12", "compatibility.max_latency_ms"),
+        (("compatibility", "max_latency_ms"), True, "compatibility.max_latency_ms"),
+        (("compatibility", "max_latency_ms"), 10**400, "compatibility.max_latency_ms"),
         (("preprocessing",), [], "preprocessing"),
     ],
 )

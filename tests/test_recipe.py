@@ -44,6 +44,9 @@ version = "2.0.1"
 task = "classification"
 labels = ["Amsel", "Drossel"]
 
+[device]
+max_latency_ms = 40
+
 [preprocessing]
 resize = 256
 crop = 224
@@ -72,6 +75,7 @@ def test_every_key_of_a_file_arrives(tmp_path: Path) -> None:
     )
     assert recipe.budget == Budget(max_drop=0.0, max_latency_ms=2.5, max_size_mb=4.0, allow_slower=True)
     assert recipe.model.labels == ("Amsel", "Drossel")
+    assert recipe.device.max_latency_ms == 40.0
     assert recipe.preprocessing == {"resize": 256, "crop": 224, "mean": [127, 127, 127]}
     assert (recipe.io, recipe.layout, recipe.metric, recipe.seed) == (
         "int8",

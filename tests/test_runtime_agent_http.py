@@ -8,12 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from edgekit_runtime.agent import transport as transport_module
 from edgekit_runtime.agent.notify import ALIVE, READY, tell_systemd, watchdog_s
 from edgekit_runtime.agent.start import device_id
 from edgekit_runtime.agent.transport import HttpTransport
@@ -76,6 +80,59 @@ def test_a_line_that_breaks_is_a_network_error_in_the_middle(fleet: Fleet, addre
     with pytest.raises(NetworkError):
         came.extend(HttpTransport(address).get("blobs/ab").parts)
     assert 0 < sum(map(len, came)) <= 50_000
+
+
+@contextmanager
+def dripping(content: bytes, every_s: float) -> Iterator[str]:
+    """The address of a server that sends a byte now and then."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            with suppress(OSError):
+                for at in range(len(content)):
+                    self.wfile.write(content[at : at + 1])
+                    time.sleep(every_s)
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_server_that_sends_a_byte_now_and_then_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport_module, "PACE_S", 0.2)
+    with dripping(bytes(200), 0.02) as address:
+        came: list[bytes] = []
+        with pytest.raises(NetworkError, match=r"bytes in 0\.2 s"):
+            came.extend(HttpTransport(address).get("blobs/ab").parts)
+        assert 0 < len(came) < 200, "what came in is kept"
+        with pytest.raises(NetworkError, match=r"bytes in 0\.2 s"):
+            HttpTransport(address).post("devices/x", b"{}")
+
+
+def test_a_line_that_is_only_slow_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport_module, "PACE_S", 0.2)
+    monkeypatch.setattr(transport_module, "PACE_BYTES", 2)
+    with dripping(bytes(range(50)), 0.02) as address:
+        assert b"".join(HttpTransport(address).get("blobs/ab").parts) == bytes(range(50))
+
+
+def test_an_answer_without_end_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport_module, "MAX_ANSWER_BYTES", 10)
+    with dripping(bytes(20), 0.0) as address, pytest.raises(NetworkError, match="more than 10 bytes"):
+        HttpTransport(address).post("devices/x", b"{}")
 
 
 def test_a_server_that_is_not_there_is_a_network_error() -> None:

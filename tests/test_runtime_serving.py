@@ -186,7 +186,7 @@ def damaged_model(like: Published) -> Published:
     bad = b"\x08\x09" + b"\xff" * 50
     manifest = Manifest.from_json(like.content["manifest.json"])
     artifact = replace(manifest.artifacts[0], sha256=hashlib.sha256(bad).hexdigest(), size_bytes=len(bad))
-    document = replace(manifest, artifacts=(artifact,)).to_json().encode()
+    document = replace(manifest, version="9.9.9", artifacts=(artifact,)).to_json().encode()
     content = {**like.content, "model.onnx": bad, "manifest.json": document}
     files = {path: File(hashlib.sha256(data).hexdigest(), len(data)) for path, data in content.items()}
     return Published(Release("adder", "9.9.9", files), content)
@@ -220,6 +220,16 @@ def test_a_version_that_answers_too_late_is_taken_back(device: Device) -> None:
             runtime.predict(X)
         assert runtime.look()
         assert answer(runtime) == 1.0
+    assert device.store.state().failed == {release: "slow"}
+
+
+def test_what_the_manifest_allows_is_the_limit_where_the_application_names_none(device: Device) -> None:
+    device.install(adder(1.0), good=True)
+    release = device.install(adder(2.0, max_latency_ms=1e-6))
+    with Runtime(device.store.path, poll_s=3600) as runtime:
+        for _ in range(DEFAULT_LIMITS.judged):
+            runtime.predict(X)
+        assert runtime.look()
     assert device.store.state().failed == {release: "slow"}
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import psutil
@@ -22,13 +22,16 @@ from hypothesis import strategies as st
 from edgekit_runtime import Runtime, Shadow
 from edgekit_runtime.contract import ContractError, Manifest
 from edgekit_runtime.events import Activated, RolledBack
+from edgekit_runtime.model import Model
 from edgekit_runtime.shadow import ring
 from edgekit_runtime.shadow.budget import Duty, hottest_celsius, is_hot
 from edgekit_runtime.shadow.host import Standing
+from edgekit_runtime.shadow.worker import Reader, Worker
 from edgekit_runtime.spool import Spool
 from edgekit_runtime.state import IDLE, PROBATION, SHADOW
 from edgekit_runtime.windows import Figures, Window
 from support.adders import WIDTH, adder, endless
+from support.colours import write_bundle
 from support.device import Device
 
 X = np.arange(WIDTH, dtype=np.float32)[None]
@@ -250,6 +253,66 @@ def test_a_live_version_that_rots_on_the_disk_costs_the_noise_and_not_the_candid
     assert device.store.state().phase == SHADOW
 
 
+def test_a_copy_of_the_live_version_that_hangs_costs_the_noise_and_not_the_candidate(
+    device: Device, serve: Callable[..., Runtime]
+) -> None:
+    candidate = device.install(adder(2.0), shadow=True)
+    runtime = serve(shadow=replace(EAGER, hung_s=0.3))
+    until(runtime, compared(4))
+    host = runtime._shadow
+    assert host is not None
+    assert host._sender is not None
+    before = host._process
+    # Stopped, its process can no longer say that it goes on.
+    (worker,) = workers()
+    worker.suspend()
+    host._sender.memory.counters[ring.BUSY_SINCE] = 0
+    host._sender.memory.counters[ring.NOISE_SINCE] = 1
+    runtime.look()
+    standing = until(runtime, compared(4))
+    assert standing is not None
+    assert (standing.ends, host._process is before) == (0, False)
+    assert device.store.state().candidate == candidate
+    runtime.close()
+    assert figures(device).noise.compared == 0, "what was measured before went with its process"
+    assert figures(device).counts.hung == 0
+
+
+class Broken:
+    """A model that fails."""
+
+    def predict(self, inputs: Any) -> Any:
+        raise RuntimeError("out of luck")
+
+
+def test_a_copy_of_the_live_version_that_fails_costs_the_noise_and_not_the_candidate(
+    device: Device, tmp_path: Path
+) -> None:
+    manifest = device.store.manifest(device.store.release(str(device.store.state().live)))
+    sender = ring.Sender(ring.Layout.of(manifest, 4))
+    memory, full, free = sender.for_reader
+    kept: list[Window] = []
+    good = Model.load(write_bundle(adder(1.0), tmp_path / "bundle"))
+    reader = Reader(ring.Memory(ring.Layout.of(manifest, 4), memory), full, free)
+    worker = Worker(reader, good, cast("Model", Broken()), manifest, ("a" * 64, "b" * 64), EAGER, kept.append)
+    for _ in range(4):
+        assert sender.send({"x": X}, {"y": X + 1}, 1000)
+    running = threading.Thread(target=worker.run, args=(Duty(4.0, time.monotonic()),))
+    running.start()
+    end = time.monotonic() + PATIENCE_S
+    while sender.memory.counters[ring.COMPARED] < 4:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    sender.close()
+    running.join()
+    worker.close()
+    (window,) = kept
+    assert (window.figures.counts.compared, window.figures.counts.agreed) == (4, 4)
+    assert (window.figures.counts.errors, window.figures.noise.compared) == (0, 0)
+    for handle in (memory, full, free):
+        os.close(handle)
+
+
 def test_a_candidate_with_other_inputs_is_refused_before_it_runs(
     device: Device, serve: Callable[..., Runtime]
 ) -> None:
@@ -317,6 +380,14 @@ def test_a_full_ring_takes_nothing_and_waits_for_nobody() -> None:
     assert os.read(sender.full_for_reader, 8) == bytes([1, 0])
     os.write(sender.free_for_reader, bytes([1]))
     assert [sender.send(*SAMPLE, 6) for _ in range(2)] == [True, False]
+
+
+def test_a_sample_that_does_not_fit_takes_no_slot_along() -> None:
+    sender, layout = a_ring()
+    for _ in range(3 * layout.slots):
+        with pytest.raises(ValueError, match="broadcast"):
+            sender.send({"x": np.zeros((1, 3), np.float32)}, {"y": X}, 1)
+    assert [sender.send(*SAMPLE, 1) for _ in range(layout.slots)] == [True] * layout.slots
 
 
 def test_what_is_sent_is_what_the_other_side_reads() -> None:

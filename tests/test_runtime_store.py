@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgekit_runtime import state as states
-from edgekit_runtime.contract import ContractError
+from edgekit_runtime.contract import ContractError, Manifest
 from edgekit_runtime.errors import ArtifactError, DeviceError, RefusedError, StoreError
 from edgekit_runtime.events import Activated, Health, MarkedGood, Pinned
 from edgekit_runtime.manager import REFUSALS, Manager
@@ -354,6 +354,22 @@ def test_a_manifest_that_breaks_the_contract_is_the_release_s_fault(store: Store
         state = manager_of(store, FIRST, lying).install(lying.release.id)
         assert (state.phase, state.live) == (IDLE, LIVE)
         assert state.failed[lying.release.id] == "manifest"
+
+
+@pytest.mark.parametrize("change", [{"name": "somebody else's"}, {"version": "9.9.9"}], ids=str)
+def test_a_release_that_holds_another_model_than_it_is_named_for_is_refused(
+    store: Store, change: dict[str, str]
+) -> None:
+    serving(store)
+    tree = json.loads(SECOND.content["manifest.json"]) | change
+    document = Manifest.from_json(json.dumps(tree)).to_json().encode()
+    lying = publish_raw(SECOND, {**SECOND.content, "manifest.json": document})
+    said: list[DeviceError] = []
+    manager = manager_of(store, FIRST, lying)
+    manager.told = said.append
+    state = manager.install(lying.release.id)
+    assert (state.phase, state.live, state.failed[lying.release.id]) == (IDLE, LIVE, "manifest")
+    assert next(iter(change.values())) in str(said[0])
 
 
 def publish_raw(like: Published, content: dict[str, bytes]) -> Published:

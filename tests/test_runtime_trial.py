@@ -20,7 +20,7 @@ from edgekit_runtime.events import MarkedGood
 from edgekit_runtime.manager import Manager
 from edgekit_runtime.state import IDLE, PROBATION
 from edgekit_runtime.store import Store
-from edgekit_runtime.trial import check_memory, check_versions, stage, try_out
+from edgekit_runtime.trial import check_latency, check_memory, check_versions, stage, try_out
 from support.tiny_runs import bundle
 
 pytestmark = pytest.mark.slow
@@ -170,6 +170,42 @@ def test_what_a_device_lacks_today_does_not_condemn_the_release(
     manager = Manager(store, fetch=fetch, stage=stage(store))
     state = manager.install(opened.release().id)
     assert (state.phase, state.failed, state.reports[-1].reason) == (IDLE, {}, "no_memory")
+
+
+def limited(milliseconds: float | None) -> Manifest:
+    manifest = Manifest.from_json((bundle() / "manifest.json").read_bytes())
+    return replace(manifest, compatibility=Compatibility(max_latency_ms=milliseconds))
+
+
+def test_a_version_that_is_too_slow_on_this_chip_is_refused(store: Store, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle(), tmp_path / "copy")
+    (copy / "manifest.json").write_text(limited(1e-6).to_json(), encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"takes .* ms here") as caught:
+        stage(store)(take_in(store, copy))
+    assert caught.value.code == "latency"
+
+
+@pytest.mark.parametrize(
+    ("limit", "medians", "best"),
+    [
+        (None, [9.0], 9.0),
+        (10.0, [9.0], 9.0),
+        (10.0, [30.0, 10.0], 10.0),
+        (10.0, [30.0, 20.0, 9.5], 9.5),
+        (10.0, [30.0, 20.0, 10.5], None),
+        (10.0, [float("inf")] * 3, None),
+    ],
+)
+def test_a_device_that_was_busy_is_timed_again_before_it_refuses(
+    limit: float | None, medians: list[float], best: float | None
+) -> None:
+    left = iter(medians)
+    if best is None:
+        with pytest.raises(ArtifactError, match="at most the 10 ms"):
+            check_latency(limited(limit), lambda: next(left))
+    else:
+        assert check_latency(limited(limit), lambda: next(left)) == best
+    assert next(left, None) is None, "no more often than it has to"
 
 
 GOLDEN_LIES: dict[str, Any] = {

@@ -19,7 +19,8 @@ from tuf.api.metadata import MetaFile, TargetFile
 
 from edgekit_runtime.disk import Disk
 from edgekit_runtime.errors import DeviceError, NetworkError, StoreError, TrustError
-from edgekit_runtime.trust import CONFIG, RELEASED, SIGNED_AT, Target, Trust
+from edgekit_runtime.trust import CONFIG, Target, Trust
+from edgekit_runtime.trusted_time import RELEASED, SIGNED_AT
 from support.repository import (
     METADATA_URL,
     TARGETS_URL,

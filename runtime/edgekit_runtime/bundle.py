@@ -113,11 +113,18 @@ def locate_in(release: Release, blob: Callable[[str], Path]) -> Locate:
 
 
 def check_release(release: Release, manifest: Manifest) -> None:
-    """Hold what a manifest says of its files against the release that both are part of.
+    """Hold what a manifest says of itself and of its files against the release that all are part of.
 
     Raises:
-        ArtifactError: a file is not in the release, or is another there.
+        ArtifactError: it is of another model or version; a file is not in the release, or is another there.
     """
+    if (release.name, release.version) != (manifest.name, manifest.version):
+        raise ArtifactError(
+            f"the release of {release.name} {release.version} holds {manifest.name} {manifest.version}",
+            expected="a manifest of the same name and version",
+            way_out="Publish the bundle under the name and version that its manifest has.",
+            code="manifest",
+        )
     for artifact in manifest.artifacts:
         file = release.files.get(artifact.file)
         if artifact.format == "coreml" and file is None:

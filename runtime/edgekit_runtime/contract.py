@@ -150,13 +150,17 @@ class Compatibility:
         opset: ONNX operator set of the `.onnx` file, None without one.
         minimum_runtime: format to the lowest version of its runtime.
         ops: format to the sorted names of the operators in its file.
+        max_latency_ms: median milliseconds of a prediction that a device may take, None where any will do.
     """
 
     opset: int | None = None
     minimum_runtime: Mapping[str, str] = field(default_factory=dict)
     ops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    max_latency_ms: float | None = None
 
     def __post_init__(self) -> None:
+        if self.max_latency_ms is not None and not (is_real(self.max_latency_ms) and self.max_latency_ms > 0):
+            raise ContractError("max_latency_ms", show(self.max_latency_ms), "milliseconds, more than 0")
         if self.opset is not None:
             check_whole("opset", self.opset, 1, 1000)
         for name, version in self.minimum_runtime.items():
@@ -245,6 +249,7 @@ class Manifest:
                 "opset": self.compatibility.opset,
                 "minimum_runtime": dict(self.compatibility.minimum_runtime),
                 "ops": {name: list(ops) for name, ops in self.compatibility.ops.items()},
+                "max_latency_ms": self.compatibility.max_latency_ms,
             },
             "provenance": dict(self.provenance),
         }
@@ -421,10 +426,12 @@ def _read_file(value: object, path: str) -> File:
 
 
 def _read_compatibility(value: object, path: str) -> Compatibility:
-    fields = Fields(value, path, required=("opset", "minimum_runtime", "ops"))
+    keys = ("opset", "minimum_runtime", "ops", "max_latency_ms")
+    fields = Fields(value, path, required=keys)
     opset = None if fields.take("opset") is None else fields.whole("opset")
+    latency = None if fields.take("max_latency_ms") is None else fields.real("max_latency_ms")
     runtimes = fields.mapping("minimum_runtime")
     versions = {name: read_text(each, f"{path}.minimum_runtime.{name}") for name, each in runtimes.items()}
     formats = Fields(fields.take("ops"), f"{path}.ops", required=(), optional=FORMATS)
     ops = {name: formats.each(name, read_text) for name in formats.names}
-    return within(path, lambda: Compatibility(opset=opset, minimum_runtime=versions, ops=ops))
+    return within(path, lambda: Compatibility(opset, versions, ops, latency))

@@ -93,6 +93,7 @@ class _Serving:
     model: Model
     loaded_s: float
     on_trial: bool
+    max_s: float
     counts: _Counts = field(default_factory=_Counts)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -127,7 +128,8 @@ class Runtime:
         format: of the files to run; by default the first whose backend is installed.
         settings: threads, providers, delegates.
         poll_s: seconds between looks at the store.
-        max_latency_ms: milliseconds of a prediction that a version on probation may take; most of them have to.
+        max_latency_ms: milliseconds of a prediction that a version on probation may take; most of them have to. None:
+            what its manifest says.
         shadow: budget of a candidate beside the live version; None: this process runs none.
         metrics: address such as "127.0.0.1:9464" at which Prometheus may ask; "" for none.
 
@@ -142,11 +144,11 @@ class Runtime:
         format: str | None = None,
         settings: Settings = NO_SETTINGS,
         poll_s: float = POLL_S,
-        max_latency_ms: float = math.inf,
+        max_latency_ms: float | None = None,
         shadow: Shadow | None = DEFAULT_SHADOW,
         metrics: str = "",
     ) -> None:
-        self.store, self._max_s = Store(Path(store)), max_latency_ms / 1e3
+        self.store, self._max_ms = Store(Path(store)), max_latency_ms
         self._format, self._settings, self._poll_s = format, settings, poll_s
         self._process = this_process()
         self._told: list[Callable[[Swap], None]] = []
@@ -208,7 +210,7 @@ class Runtime:
         except Exception:
             serving.failed()
             raise
-        serving.count(outputs, slow=time.perf_counter() - began > self._max_s)
+        serving.count(outputs, slow=time.perf_counter() - began > serving.max_s)
         return outputs
 
     @staticmethod
@@ -404,7 +406,9 @@ class Runtime:
             manifest, locate_in(document, self.store.blob), format=self._format, settings=self._settings
         )
         weakref.finalize(model, _give_memory_back)
-        return _Serving(release, model, time.monotonic(), on_trial)
+        limit_ms = self._max_ms if self._max_ms is not None else manifest.compatibility.max_latency_ms
+        max_s = math.inf if limit_ms is None else limit_ms / 1e3
+        return _Serving(release, model, time.monotonic(), on_trial, max_s)
 
     def _tell(self, event: Event) -> str:
         """Let the store hear of an event; returns why it was refused, "" where it was taken."""

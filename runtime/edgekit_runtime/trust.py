@@ -11,27 +11,18 @@ TRUST/
 All verification is python-tuf's. It replaces files without a sync, so a power cut may tear one. A torn timestamp,
 snapshot or targets is fetched again; a torn root is found again from the first one.
 
-Time. Device clocks lie, in both directions. Whether metadata is expired is asked at the later of the system clock and
-a floor that only rises. The floor never comes from a clock of this device, so a clock that jumped ahead refuses
-installs while it is wrong, and leaves nothing behind. It comes from the date on which this package was released and
-from `signed_at`, a field of the timestamp role: the signer's time in the form of `expires`. TUF has no such field, so
-it may be missing, and then it raises nothing. It is believed when root, timestamp, snapshot and targets are all valid
-at that time. So a thief of the online timestamp key can move the floor no further than the keys that are kept offline
-let their own metadata live, and a root with another timestamp key voids what the stolen key said, as it does for
-versions (TUF specification 5.3.11). What is left: a device whose clock is behind and that is shown the same old
-timestamp for ever takes that for fresh; it installs nothing new by that, and nothing that was not signed.
+Whether metadata are expired is asked at the time of `trusted_time`, as clocks of devices lie.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -45,13 +36,7 @@ from tuf.ngclient.urllib3_fetcher import Urllib3Fetcher
 
 from edgekit_runtime.disk import Disk, replace
 from edgekit_runtime.errors import DeviceError, NetworkError, StoreError, TrustError
-from edgekit_runtime.strict_json import ContractError, Fields, parse
-
-UTC: Final = timezone.utc  # noqa: UP017 - Python 3.10 has no `datetime.UTC`
-RELEASED: Final = datetime(2026, 11, 1, tzinfo=UTC)
-TIME_FORMAT: Final = "%Y-%m-%dT%H:%M:%SZ"
-LATEST_S: Final = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
-SIGNED_AT: Final = "signed_at"
+from edgekit_runtime.trusted_time import RELEASED, TIME_FORMAT, Floor, moment, signed_at
 
 # Any server of static files will do: metadata are named by their version, targets by their hash, and only
 # `timestamp.json` ever changes. The limits are many times what a fleet needs; endless data ends there.
@@ -139,10 +124,11 @@ class Trust:
         disk: Disk | None = None,
     ) -> None:
         self.folder, self.metadata_url, self.targets_url = folder, metadata_url, targets_url
-        self.disk, self._now, self._released = disk or Disk(), now, released
+        self.disk, self._now = disk or Disk(), now
         self._fetcher = _Whole(fetcher or Urllib3Fetcher(app_user_agent=CONFIG.app_user_agent))
         self._own = folder / "device"
-        self._first, self._clock = self._own / "root.json", self._own / "clock.json"
+        self._first = self._own / "root.json"
+        self._floor = Floor(self._own / "clock.json", released, self.disk)
         self._refreshed: Updater | None = None
 
     def init(self, root: bytes) -> None:
@@ -303,32 +289,22 @@ class Trust:
         python-tuf reads the system clock and has no public way to be told another time. This is the only place that
         changes anything inside it; others read the roles that it verified.
         """
-        reference = max(_moment(self._now()), self._floor(updater))
+        reference = max(moment(self._now()), self._floor.of(_timestamp_keys(updater)))
         updater._trusted_set.reference_time = reference
         return reference
 
-    def _floor(self, updater: Updater) -> datetime:
-        try:
-            clock = Fields(parse(self._clock.read_bytes()), "", ("floor", "keys"))
-            vouched, floor = clock.take("keys"), _read_time(clock.text("floor"))
-        except (OSError, ContractError, ValueError):
-            # Missing, or the disk lost it: better a lower floor than a device that never installs again.
-            return self._released
-        return max(self._released, floor) if vouched == _timestamp_keys(updater) else self._released
-
     def _learn(self, updater: Updater) -> None:
         """Raise the floor to the time at which the timestamp was signed, if it says so and everything agrees."""
-        trusted = updater._trusted_set
-        signed_at = _signed_at(trusted.timestamp)
-        if signed_at is None or signed_at <= self._floor(updater):
+        trusted, keys = updater._trusted_set, _timestamp_keys(updater)
+        at = signed_at(trusted.timestamp.unrecognized_fields)
+        if at is None or at <= self._floor.of(keys):
             return
         for signed in trusted:
-            if signed.is_expired(signed_at):
+            if signed.is_expired(at):
                 raise exceptions.ExpiredMetadataError(
-                    f"{signed.type} expired before {signed_at:{TIME_FORMAT}}, when the timestamp was signed"
+                    f"{signed.type} expired before {at:{TIME_FORMAT}}, when the timestamp was signed"
                 )
-        clock = {"floor": f"{signed_at:{TIME_FORMAT}}", "keys": _timestamp_keys(updater)}
-        replace(self.disk, self._clock, json.dumps(clock).encode())
+        self._floor.rise(at, keys)
         # Roles that were not asked yet are held against what was learned.
         self._set_time(updater)
 
@@ -394,20 +370,3 @@ def _check_root(root: bytes) -> None:
 
 def _timestamp_keys(updater: Updater) -> list[str]:
     return sorted(updater._trusted_set.root.roles[Timestamp.type].keyids)
-
-
-def _signed_at(timestamp: Timestamp) -> datetime | None:
-    """TUF lets unknown fields be anything, so one that does not read as a time is none."""
-    try:
-        return _read_time(timestamp.unrecognized_fields[SIGNED_AT])
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def _read_time(text: str) -> datetime:
-    return datetime.strptime(text, TIME_FORMAT).replace(tzinfo=UTC)
-
-
-def _moment(seconds: float) -> datetime:
-    """A broken clock may say anything; what is beyond the calendar is its end."""
-    return datetime.fromtimestamp(min(max(seconds, 0.0), LATEST_S), tz=UTC)

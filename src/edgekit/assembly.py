@@ -175,6 +175,7 @@ def _manifest(name: str, made: Attempt, inputs: Inputs, provenance: Provenance) 
             opset=opset_of(judged["onnx"].saved.path) if "onnx" in judged else None,
             minimum_runtime={n: _minimum_runtime(j) for n, j in judged.items()},
             ops={n: tuple(sorted(c.all())) for n, c in censuses.items() if c is not None},
+            max_latency_ms=recipe.device.max_latency_ms,
         ),
         # Neither the command nor a path: the same model, recipe and data give the same bytes anywhere.
         provenance={k: v for k, v in asdict(provenance).items() if k != "command"},

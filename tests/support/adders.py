@@ -9,21 +9,25 @@ from functools import cache
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from edgekit_runtime.contract import Artifact, File, Manifest, Release, TensorSpec
+from edgekit_runtime.contract import Artifact, Compatibility, File, Manifest, Release, TensorSpec
 from edgekit_runtime.store import Store
 from support.releases import Published
 
 WIDTH = 16
+NOTHING_ASKED = Compatibility()
 
 
 @cache
-def adder(constant: float, *, weight_bytes: int = 0, output: str = "y") -> Published:
+def adder(
+    constant: float, *, weight_bytes: int = 0, output: str = "y", max_latency_ms: float | None = None
+) -> Published:
     """A release whose ONNX file adds `constant` to 16 numbers.
 
     Args:
         constant: that is added; NaN makes every answer NaN.
         weight_bytes: of ballast, so that its memory shows; at least 1024.
         output: name of the answer.
+        max_latency_ms: that its manifest allows.
     """
     nodes = [helper.make_node("Add", ["x", "c"], [output])]
     weights = [numpy_helper.from_array(np.float32(constant), "c")]
@@ -37,7 +41,8 @@ def adder(constant: float, *, weight_bytes: int = 0, output: str = "y") -> Publi
             helper.make_node("Add", ["z", "c"], [output]),
         ]
     version = f"1.0.{abs(hash((constant, weight_bytes))) % 10**6}"
-    return _published(nodes, weights, version, output, np.nan_to_num(np.float32(constant)))
+    added = np.nan_to_num(np.float32(constant))
+    return _published(nodes, weights, version, output, added, Compatibility(max_latency_ms=max_latency_ms))
 
 
 @cache
@@ -62,7 +67,12 @@ def endless() -> Published:
 
 
 def _published(
-    nodes: list[NodeProto], weights: list[TensorProto], version: str, output: str, added: np.float32
+    nodes: list[NodeProto],
+    weights: list[TensorProto],
+    version: str,
+    output: str,
+    added: np.float32,
+    compatibility: Compatibility = NOTHING_ASKED,
 ) -> Published:
     ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", WIDTH])] for name in ("x", output)]
     made = helper.make_model(
@@ -75,7 +85,7 @@ def _published(
         "onnx", "model.onnx", hashlib.sha256(model).hexdigest(), len(model), "float32", (None,), (None,)
     )
     specs = [(TensorSpec(name, "float32", (-1, WIDTH)),) for name in ("x", output)]
-    manifest = Manifest("adder", version, *specs, (artifact,))
+    manifest = Manifest("adder", version, *specs, (artifact,), compatibility=compatibility)
     golden = io.BytesIO()
     x = np.zeros((2, WIDTH), np.float32)
     np.savez(golden, input_0=x, output_0=x + added, step=[1.0], tolerance_steps=[1.0])

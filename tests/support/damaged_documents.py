@@ -50,6 +50,7 @@ MANIFEST_VALUES: tuple[tuple[str, Any], ...] = (
     ),
     *(("labels", value) for value in ("cat", [1], [None], ["a\x07"], ["x" * 5000], {})),
     *(("preprocessing", value) for value in ([], None, {"": 1}, {"a": "\x1b[2J"}, {"a": [[[[[[[[[[[1]]]]]]]]]]]})),
+    *(("compatibility/max_latency_ms", value) for value in (0, -1, "1", [1], True, 10**400)),
     *(("compatibility/opset", value) for value in (0, 1001, -5, "18", 1.5, True)),
     *(
         ("compatibility/minimum_runtime", value)
@@ -173,6 +174,7 @@ LIES: dict[tuple[str, str], Bytes] = {
     ("onnx", "whole numbers as output"): in_tree("outputs/0/dtype", "int64"),
     ("onnx", "truth as output"): in_tree("outputs/0/dtype", "bool"),
     ("onnx", "a runtime of the far future"): in_tree("compatibility/minimum_runtime", {"onnx": "9999.0"}),
+    ("onnx", "a latency that no chip reaches"): in_tree("compatibility/max_latency_ms", 1e-9),
     ("onnx", "preparations that nobody knows"): in_tree("preprocessing", {"warp": 1}),
     ("onnx", "pixels without end"): in_tree("preprocessing", {"resize": 10**9}),
     ("onnx", "colours that nobody knows"): in_tree("preprocessing", {"color": "CMYK"}),

@@ -12,6 +12,7 @@ POST devices/<id>          what this device tells, gzip of JSON; the answer name
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ import urllib3
 from edgekit_runtime.errors import InputError, NetworkError
 
 CONNECT_S, READ_S = 10.0, 30.0
+# A server that sends a byte now and then would hold a device for ever: so many bytes have to come in so many seconds.
+PACE_S, PACE_BYTES = 60.0, 1024
 CHUNK_BYTES: Final = 64 << 10
 MAX_ANSWER_BYTES: Final = 1 << 20
 NOT_MODIFIED: Final = 304
@@ -125,19 +128,28 @@ class HttpTransport:
             response = self._pool.request(
                 "POST", self.url + path, body=body, headers=headers, preload_content=False, redirect=False
             )
-            answer = response.read(MAX_ANSWER_BYTES)
-            response.release_conn()
+        answer = b""
+        for part in self._parts(response, path):
+            answer += part
+            if len(answer) > MAX_ANSWER_BYTES:
+                raise unreachable(self.url + path, f"an answer of more than {MAX_ANSWER_BYTES:,} bytes")
         if response.status != 200:
             raise unreachable(self.url + path, f"status {response.status}")
         return answer
 
     def _parts(self, response: urllib3.BaseHTTPResponse, path: str) -> Iterator[bytes]:
         left = _length(response.headers)
+        since_s, came = time.monotonic(), 0
         try:
             with _told(self.url, path):
                 # Whatever has come, at once: on a line that breaks every few seconds a full part never would.
                 while part := response.read1(CHUNK_BYTES):
                     left = None if left is None else left - len(part)
+                    came += len(part)
+                    if came >= PACE_BYTES:
+                        since_s, came = time.monotonic(), 0
+                    elif time.monotonic() - since_s > PACE_S and left != 0:
+                        raise unreachable(self.url + path, f"{came:,} bytes in {PACE_S:g} s")
                     yield part
             if left:
                 raise unreachable(self.url + path, f"the line broke {left:,} bytes before the end")

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,6 +39,8 @@ RETRY_S: Final = 1.0
 LEAVE_S: Final = 5.0
 # Seconds until it is asked again whether another process still has the shadow of this store.
 ELSEWHERE_S: Final = 30.0
+# Counters while no process runs.
+NOTHING: Final = (0,) * (ring.HEADER_BYTES // 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +162,10 @@ class Host:
         status = self._process.poll()
         if status is not None:
             self._ended("shadow_load" if status == CANNOT_LOAD else "shadow_died")
-        elif self._hangs():
+        elif self._hangs(ring.BUSY_SINCE):
             self._ended("shadow_hung")
+        elif self._hangs(ring.NOISE_SINCE):
+            self._start_without_noise()
         elif (_resident_bytes(self._process.pid) or 0) > self._settings.memory_bytes:
             self._ended("shadow_memory")
         else:
@@ -171,7 +175,7 @@ class Host:
     def standing(self) -> Standing:
         """How it stands."""
         sender = self._sender
-        c = sender.memory.counters if sender is not None else [0] * 8
+        c = sender.memory.counters if sender is not None else NOTHING
         return Standing(
             self.pair, bool(c[ring.READY]), int(c[ring.SEEN]), int(c[ring.DROPPED]), int(c[ring.COMPARED]),
             int(c[ring.AGREED]), int(c[ring.NANS]), int(c[ring.ERRORS]), self._ends,
@@ -240,9 +244,9 @@ class Host:
         sender.started()
         self._sender = sender
 
-    def _hangs(self) -> bool:
+    def _hangs(self, counter: int) -> bool:
         assert self._sender is not None
-        since = int(self._sender.memory.counters[ring.BUSY_SINCE])
+        since = int(self._sender.memory.counters[counter])
         return since > 0 and time.monotonic_ns() - since > self._settings.hung_s * 1e9
 
     def _judge(self) -> None:
@@ -268,6 +272,15 @@ class Host:
         if code == "shadow_load" or self._ends >= MOST_ENDS:
             self._refuse(code)
         self._retry_s = time.monotonic() + RETRY_S * 2**self._ends
+
+    def _start_without_noise(self) -> None:
+        """The copy of the live version hangs beside the candidate, who is not to blame for it."""
+        assert self._process is not None
+        log.warning("the noise of %s is no longer measured: its copy hung", self.pair.live[:12])
+        self._kill(self._process)
+        self._process = None
+        self._close_ring()
+        self._settings = replace(self._settings, noise_every=0)
 
     def _tell(self, counts: Counts) -> None:
         window = Window(

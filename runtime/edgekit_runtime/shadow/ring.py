@@ -24,7 +24,7 @@ from edgekit_runtime.contract import Manifest, TensorSpec
 
 ALIGN: Final = 64
 # Whole numbers of 64 bits. The live process writes the first two, the candidate's the others.
-SEEN, DROPPED, READY, BUSY_SINCE, COMPARED, AGREED, NANS, ERRORS = range(8)
+SEEN, DROPPED, READY, BUSY_SINCE, COMPARED, AGREED, NANS, ERRORS, NOISE_SINCE = range(9)
 HEADER_BYTES: Final = 2 * ALIGN
 NANOSECONDS: Final = np.dtype(np.uint64)
 
@@ -149,9 +149,14 @@ class Sender:
             return False
         took, to_inputs, to_outputs = self.memory.slot(number)
         took[0] = nanoseconds
-        for places, given in ((to_inputs, inputs), (to_outputs, outputs)):
-            for name, place in places.items():
-                np.copyto(place, given[name])
+        try:
+            for places, given in ((to_inputs, inputs), (to_outputs, outputs)):
+                for name, place in places.items():
+                    np.copyto(place, given[name])
+        except BaseException:
+            # A sample that does not fit must not take the slot along.
+            self._numbers.append(number)
+            raise
         try:
             os.write(self._full, bytes((number,)))
         except OSError:  # the reader is gone

@@ -192,9 +192,21 @@ class Worker:
         self._counters[ring.AGREED] += np.uint64(difference is not None and difference.agreed)
         self._counters[ring.NANS] += np.uint64(finite[0] and not finite[1])
         if self._live is not None and self._samples % self._settings.noise_every == 0:
-            again = self._answer(self._live, inputs)
-            both = all_finite(live) and all_finite(again)
-            self._gathered.noise(self._difference(live, again) if both else None)
+            self._measure_noise(self._live, inputs, live)
+
+    def _measure_noise(self, model: Model, inputs: dict[str, Array], live: Answer) -> None:
+        self._counters[ring.NOISE_SINCE] = time.monotonic_ns()
+        try:
+            again = self._answer(model, inputs)
+        except Exception:
+            # The candidate is not to blame; only the noise is not measured.
+            log.warning("the copy of the live version failed", exc_info=True)
+            self._live = None
+            return
+        finally:
+            self._counters[ring.NOISE_SINCE] = 0
+        both = all_finite(live) and all_finite(again)
+        self._gathered.noise(self._difference(live, again) if both else None)
 
     def _difference(self, live: Answer, other: Answer) -> Difference:
         assert self._tolerance is not None

@@ -7,12 +7,24 @@ a misspelt key that is silently ignored is a model compressed in another way tha
 
 from edgekit.recipe.file import load_recipe
 from edgekit.recipe.rules import PRESETS
-from edgekit.recipe.sections import SLOWER, Budget, ModelCard, Prune, Qat, Quantize, Recipe, Search, Train
+from edgekit.recipe.sections import (
+    SLOWER,
+    Budget,
+    Device,
+    ModelCard,
+    Prune,
+    Qat,
+    Quantize,
+    Recipe,
+    Search,
+    Train,
+)
 
 __all__ = [
     "PRESETS",
     "SLOWER",
     "Budget",
+    "Device",
     "ModelCard",
     "Prune",
     "Qat",

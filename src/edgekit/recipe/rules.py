@@ -243,6 +243,9 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
         "task": _text("a task such as classification, or nothing", lambda _: True),
         "labels": _texts("a list of class names"),
     },
+    "device": {
+        "max_latency_ms": _optional(_number(0, open_low=True)),
+    },
 }
 
 

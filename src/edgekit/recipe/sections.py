@@ -199,6 +199,20 @@ class ModelCard:
 
 
 @dataclass(frozen=True, slots=True)
+class Device:
+    """What every device holds the model to before it serves there.
+
+    Attributes:
+        max_latency_ms: median milliseconds of a prediction on that device, None for any.
+    """
+
+    max_latency_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        validate(self, "device")
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """Everything that a compression can be told.
 
@@ -218,6 +232,7 @@ class Recipe:
         search: how a budget is searched for.
         budget: what must hold.
         model: what the manifest says about the model.
+        device: what each device holds it to.
     """
 
     preset: str = "balanced"
@@ -235,6 +250,7 @@ class Recipe:
     search: Search = field(default_factory=Search)
     budget: Budget = field(default_factory=Budget)
     model: ModelCard = field(default_factory=ModelCard)
+    device: Device = field(default_factory=Device)
 
     def __post_init__(self) -> None:
         validate(self, "")
@@ -258,4 +274,5 @@ SECTIONS: Mapping[str, type[Any]] = {
     "search": Search,
     "budget": Budget,
     "model": ModelCard,
+    "device": Device,
 }
