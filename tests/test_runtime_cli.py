@@ -13,6 +13,11 @@ import numpy as np
 import pytest
 
 from edgekit_runtime.cli import _parser, default_store, main
+from edgekit_runtime.events import Offered
+from edgekit_runtime.manager import tell
+from edgekit_runtime.store import Store
+from support.adders import adder
+from support.colours import write_bundle
 from support.tiny_runs import bundle, images
 
 pytestmark = pytest.mark.slow
@@ -77,18 +82,16 @@ def test_a_pinned_device_takes_nothing_until_it_is_told(capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (("install", "/no/such/place"), 3, "a bundle"),
+        (("install", "/no/such/place"), 2, "a bundle"),
         (("activate",), 3, "nothing is in shadow"),
         (("activate", "--good"), 3, "nothing is in probation"),
         (("rollback",), 3, "nothing_to_return_to"),
-        (("run", "/no/such/model", "/no/such/input"), 3, "model file"),
+        (("run", "/no/such/model", "/no/such/input"), 2, "model file"),
     ],
 )
 def test_what_cannot_be_done_is_said_on_stderr_with_a_way_out(
     capsys: pytest.CaptureFixture[str], store: Path, arguments: tuple[str, ...], status: int, said: str
 ) -> None:
-    from edgekit_runtime.store import Store
-
     Store(store).make()
     assert main(list(arguments)) == status
     shown = capsys.readouterr()
@@ -106,6 +109,60 @@ def test_a_store_that_is_not_there_is_said(
     assert not store.exists()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("agent", "--quota-mb", "nan"), ("agent", "--quota-mb", "-5"), ("agent", "--interval", "inf"),
+        ("agent", "--interval", "soon"), ("bench", "x", "--threads", "0"), ("bench", "x", "--threads", "9" * 5000),
+        ("bench", "x", "--seconds", "nan"), ("--store", "", "status"),
+    ],
+)  # fmt: skip
+def test_an_option_that_makes_no_sense_is_wrong_usage(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    assert caught.value.code == 2
+    assert "expected" in capsys.readouterr().err
+
+
+def test_what_is_decided_beside_an_agent_stands_though_the_agent_does_the_rest(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, store: Path
+) -> None:
+    ask(capsys, "install", bundle())
+    ask(capsys, "activate", "--good")
+    ask(capsys, "install", another(tmp_path), "--shadow")
+    with Store(store).driven():
+        assert ask(capsys, "activate")["phase"] == "probation"
+        assert ask(capsys, "rollback")["live"].startswith("model 1.0.0")
+        assert ask(capsys, "gc", status=2)["error"] == "store_busy"
+
+
+def test_gc_leaves_what_is_coming_in_to_whoever_brings_it(
+    capsys: pytest.CaptureFixture[str], store: Path
+) -> None:
+    ask(capsys, "install", bundle())
+    ask(capsys, "activate", "--good")
+    coming, half = "e" * 64, Store(store).incoming / ("f" * 64)
+    tell(Store(store), Offered(coming))
+    half.write_bytes(b"half")
+    answer = ask(capsys, "gc")
+    assert (answer["phase"], answer["freed_bytes"]) == ("fetch", 0)
+    assert half.exists()
+    assert answer["reports"] == ask(capsys, "status")["reports"]
+
+
+def test_answers_that_are_no_numbers_are_still_json(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model = write_bundle(adder(float("nan")), tmp_path / "bundle")
+    np.save(tmp_path / "x.npy", np.zeros((1, 16), np.float32))
+    capsys.readouterr()
+    assert main(["--json", "run", str(model), str(tmp_path / "x.npy")]) == 0
+    answer = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert answer["outputs"]["y"] == [["nan"] * 16]
+
+
 def test_run_predicts_and_says_what_it_needs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", images(1))
     answer = ask(capsys, "run", bundle(), tmp_path / "x.npy", "--format", "onnx")
@@ -114,6 +171,8 @@ def test_run_predicts_and_says_what_it_needs(capsys: pytest.CaptureFixture[str],
     assert np.shape(ask(capsys, "run", bundle(), tmp_path / "x.npz")["outputs"]["output"]) == (4,)
     np.save(tmp_path / "bad.npy", np.zeros((2, 2)))
     assert ask(capsys, "run", bundle(), tmp_path / "bad.npy", status=2)["error"] == "input"
+    (tmp_path / "torn.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:-30])
+    assert ask(capsys, "run", bundle(), tmp_path / "torn.npz", status=2)["error"] == "input"
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
     assert "pickle" in ask(capsys, "run", bundle(), tmp_path / "objects.npy", status=2)["what"]
 

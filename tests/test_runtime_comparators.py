@@ -73,6 +73,13 @@ def test_probabilities_are_not_taken_for_scores() -> None:
     assert found.confidence == pytest.approx((0.7, 0.5))
 
 
+def test_rounding_does_not_make_scores_of_probabilities() -> None:
+    exact, rounded = [0.0, 1.0, 0.0], [-1e-7, 1.0000001, 0.0]
+    assert compare("classification", exact, rounded).distance == pytest.approx(0.0, abs=1e-6)
+    found = compare("classification", rounded, rounded)
+    assert found.confidence == pytest.approx((1.0, 1.0))
+
+
 @pytest.mark.parametrize(
     ("a", "b", "labels"), [([0.2], [0.9], (0, 1)), ([-3.0], [4.0], (0, 1)), ([-1e9], [1e9], (0, 1))]
 )
@@ -212,3 +219,18 @@ def test_sequences_are_decoded_before_they_are_compared() -> None:
 )
 def test_the_task_decides_and_where_it_says_nothing_the_outputs_do(made: Manifest, task: str) -> None:
     assert task_of(made) == task
+
+
+def test_boxes_and_scores_that_do_not_belong_together_are_compared_as_numbers() -> None:
+    odd = manifest("detection", spec("boxes", 10, 4), spec("scores", 100, 3))
+    assert task_of(odd) == "regression"
+    assert task_of(manifest("detection", spec("boxes", 10, 4), spec("scores", 10, 3))) == "detection"
+
+
+def test_classes_that_the_model_names_count_whatever_the_shape_of_its_scores() -> None:
+    specs = spec("boxes", 2, 4), spec("scores", 2, 1), spec("classes", 2)
+    boxes = np.array([[0, 0, 10, 10], [20, 20, 30, 30]], np.float32)
+    live = {"boxes": boxes, "scores": np.full((2, 1), 0.9, np.float32), "classes": np.array([1.0, 2.0])}
+    other = {**live, "classes": np.array([1.0, 3.0])}
+    assert compare("detection", live, live, *specs).agreed
+    assert not compare("detection", live, other, *specs).agreed

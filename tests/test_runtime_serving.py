@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +23,17 @@ import psutil
 import pytest
 
 from edgekit_runtime import DeviceError, Runtime
-from edgekit_runtime.errors import InputError, StoreError
+from edgekit_runtime.errors import BackendError, InputError, StoreError
 from edgekit_runtime.events import DEFAULT_LIMITS, RolledBack
-from edgekit_runtime.process import is_alive, this_process
+from edgekit_runtime.model import Model
+from edgekit_runtime.process import SignOfLife, is_alive, this_process
 from edgekit_runtime.runtime import Swap
 from edgekit_runtime.state import COMMIT, IDLE, PROBATION, ROLLBACK, Process
-from support.adders import WIDTH, adder
+from support.adders import WIDTH, adder, unloadable
 from support.device import Device
-from support.releases import Published
 
 X = np.zeros((1, WIDTH), np.float32)
+PATIENCE_S = 120
 
 
 @pytest.fixture
@@ -159,7 +163,7 @@ def test_with_nothing_live_there_is_nothing_to_serve(device: Device) -> None:
 def test_a_version_that_cannot_be_loaded_is_given_up_and_the_one_before_serves(
     device: Device, runtime: Runtime
 ) -> None:
-    broken = damaged_model(adder(2.0))
+    broken = unloadable(adder(2.0))
     release = device.install(broken)
     assert not runtime.look()
     assert answer(runtime) == 1.0
@@ -171,25 +175,9 @@ def test_a_version_that_cannot_be_loaded_is_given_up_and_the_one_before_serves(
 
 def test_a_process_that_starts_with_a_broken_version_serves_the_one_before(device: Device) -> None:
     device.install(adder(1.0), good=True)
-    device.install(damaged_model(adder(2.0)))
+    device.install(unloadable(adder(2.0)))
     with Runtime(device.store.path, poll_s=3600) as runtime:
         assert answer(runtime) == 1.0
-
-
-def damaged_model(like: Published) -> Published:
-    """A release that vouches for a model that is none."""
-    import hashlib
-    from dataclasses import replace
-
-    from edgekit_runtime.contract import File, Manifest, Release
-
-    bad = b"\x08\x09" + b"\xff" * 50
-    manifest = Manifest.from_json(like.content["manifest.json"])
-    artifact = replace(manifest.artifacts[0], sha256=hashlib.sha256(bad).hexdigest(), size_bytes=len(bad))
-    document = replace(manifest, version="9.9.9", artifacts=(artifact,)).to_json().encode()
-    content = {**like.content, "model.onnx": bad, "manifest.json": document}
-    files = {path: File(hashlib.sha256(data).hexdigest(), len(data)) for path, data in content.items()}
-    return Published(Release("adder", "9.9.9", files), content)
 
 
 def test_a_file_that_rots_on_the_disk_gives_way_to_the_version_before(device: Device) -> None:
@@ -324,20 +312,199 @@ def test_whatever_the_clock_says_serving_and_updates_go_on(
 # Who runs
 
 
-def test_a_process_is_told_from_another_with_its_pid() -> None:
+HOLDS = """
+import os, sys
+from pathlib import Path
+from edgekit_runtime.process import SignOfLife, this_process
+folder, me = Path(sys.argv[1]), this_process()
+sign = SignOfLife(folder, me)
+print(me.pid, me.started, me.boot, flush=True)
+sys.stdin.read()
+os._exit(0)
+"""
+
+
+def test_a_process_is_alive_until_it_ends_however_that_is(tmp_path: Path) -> None:
     me = this_process()
     assert me == this_process()
-    assert is_alive(me)
-    assert not is_alive(Process(me.pid, me.started + 1, me.boot))
-    assert not is_alive(Process(me.pid, me.started, "another boot"))
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    theirs = Process(ended.pid, me.started, me.boot)
-    while psutil.Process(ended.pid).status() != psutil.STATUS_ZOMBIE:
-        time.sleep(0.01)
-    assert not is_alive(theirs), "a zombie runs no more"
-    ended.wait()
-    assert not is_alive(theirs)
-    assert os.getpid() == me.pid
+    folder = tmp_path / "attempts"
+    assert not is_alive(folder, me), "it gave no sign"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        pid, started, boot = other.stdout.readline().split()
+        theirs = Process(int(pid), int(started), boot)
+        assert is_alive(folder, theirs)
+        assert not is_alive(folder, replace(theirs, started=theirs.started + 1)), "its pid, used again"
+        other.kill()
+        while psutil.Process(other.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        assert not is_alive(folder, theirs), "a zombie runs no more"
+    assert list(folder.iterdir()) == [], "nobody needs its sign any more"
+
+
+def test_a_sign_of_life_ends_with_its_process_and_not_with_a_child_that_was_forked(tmp_path: Path) -> None:
+    me, sign = this_process(), SignOfLife(tmp_path, this_process())
+    child = os.fork()
+    if not child:
+        time.sleep(PATIENCE_S)
+        os._exit(0)
+    try:
+        assert is_alive(tmp_path, me)
+        sign.close()
+        assert not is_alive(tmp_path, me)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_signs_that_dead_processes_left_are_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / ("0" * 32)).write_bytes(b"")
+    sign = SignOfLife(tmp_path, this_process())
+    assert len(list(tmp_path.iterdir())) == 1
+    sign.close()
+
+
+def test_a_lock_is_given_back_though_a_child_was_forked_under_it(device: Device) -> None:
+    with device.store.locked():
+        child = os.fork()
+        if not child:
+            time.sleep(PATIENCE_S)
+            os._exit(0)
+    try:
+        with device.store.driven(), device.store.locked():
+            pass
+        handle = os.open(device.store.path / "lock", os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(handle)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_child_that_was_forked_is_told_to_open_a_runtime_of_its_own(
+    device: Device, runtime: Runtime
+) -> None:
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            runtime.predict(X)
+        except DeviceError as error:
+            os.write(write, error.code.encode())
+        runtime.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(read, 100) == b"forked"
+    assert answer(runtime) == 1.0
+    assert runtime.mark_good() is False, "its watcher and its place are its own still"
+    for handle in (read, write):
+        os.close(handle)
+
+
+# What one process cannot load
+
+
+def broken(name: str) -> Callable[..., Any]:
+    def load(*_: Any, **__: Any) -> Any:
+        if name == "MemoryError":
+            raise MemoryError
+        raise BackendError("no luck", expected="luck", way_out="Wait.", code=name)
+
+    return load
+
+
+@pytest.mark.parametrize("code", ["no_provider", "no_artifact", "no_backend", "load", "MemoryError"])
+def test_a_version_that_served_before_is_taken_from_nobody_by_a_process_that_cannot_load_it(
+    device: Device, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    first = device.install(adder(1.0), good=True)
+    second = device.install(adder(2.0), good=True)
+    whole, once = Model.of, broken(code)
+    monkeypatch.setattr(
+        Model,
+        "of",
+        lambda m, *a, **k: once() if m.version == adder(2.0).release.version else whole(m, *a, **k),
+    )
+    with Runtime(device.store.path, poll_s=3600) as runtime:
+        assert (runtime.release, answer(runtime)) == (first, 1.0)
+        state = device.store.state()
+        assert (state.live, state.last_good, state.failed) == (second, first, {})
+        assert state.reports[-1].kind == "not_loaded"
+        monkeypatch.setattr(Model, "of", whole)
+        assert not runtime.look(), "not again at once"
+        monkeypatch.setattr(time, "monotonic", lambda clock=time.monotonic: clock() + 1e4)
+        assert runtime.look()
+        assert (runtime.release, answer(runtime)) == (second, 2.0)
+
+
+def test_an_option_that_fits_no_version_is_the_application_s_and_said(device: Device) -> None:
+    release = device.install(adder(1.0))
+    with pytest.raises(DeviceError) as caught:
+        Runtime(device.store.path, format="tflite")
+    assert caught.value.code == "no_artifact"
+    state = device.store.state()
+    assert (state.phase, state.live, state.failed, state.attempts) == (PROBATION, release, {}, ())
+
+
+def test_a_port_that_is_taken_is_no_crash_of_the_version(device: Device) -> None:
+    device.install(adder(1.0), good=True)
+    release = device.install(adder(2.0))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for _ in range(DEFAULT_LIMITS.crashes + 1):
+            with pytest.raises(InputError):
+                Runtime(device.store.path, metrics=f"127.0.0.1:{taken.getsockname()[1]}")
+    state = device.store.state()
+    assert (state.live, state.crashes, state.attempts) == (release, 0, ())
+
+
+FORGETS = """
+import sys, numpy as np
+from edgekit_runtime import Runtime
+runtime = Runtime(sys.argv[1], poll_s=3600)
+runtime.predict(np.zeros((1, 16), np.float32))
+"""
+
+
+def test_a_program_that_forgets_to_close_and_ends_as_it_should_is_no_crash(device: Device) -> None:
+    device.install(adder(1.0), good=True)
+    release = device.install(adder(2.0))
+    for _ in range(DEFAULT_LIMITS.crashes + 1):
+        subprocess.run([sys.executable, "-c", FORGETS, str(device.store.path)], check=True)
+    state = device.store.state()
+    assert (state.live, state.crashes) == (release, 0)
+
+
+def test_a_process_that_served_long_enough_is_no_crash_loop(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.install(adder(1.0), good=True)
+    device.install(adder(2.0))
+    with Runtime(device.store.path, poll_s=3600) as runtime:
+        runtime.predict(X)
+        runtime.look()
+        assert len(device.store.state().attempts) == 1
+        monkeypatch.setattr(time, "monotonic", lambda clock=time.monotonic: clock() + 301)
+        runtime.look()
+        assert device.store.state().attempts == ()
+
+
+def test_a_listener_may_close_the_runtime(device: Device) -> None:
+    device.install(adder(1.0), good=True)
+    runtime = Runtime(device.store.path, poll_s=0.01)
+    closed = threading.Event()
+
+    def hear(_: Swap) -> None:
+        runtime.close()
+        closed.set()
+
+    runtime.on_swap(hear)
+    device.install(adder(2.0))
+    assert closed.wait(PATIENCE_S)
+    assert device.store.state().attempts == ()
 
 
 def test_errors_are_of_one_tree(device: Device) -> None:

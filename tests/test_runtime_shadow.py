@@ -26,11 +26,12 @@ from edgekit_runtime.model import Model
 from edgekit_runtime.shadow import ring
 from edgekit_runtime.shadow.budget import Duty, hottest_celsius, is_hot
 from edgekit_runtime.shadow.host import Standing
+from edgekit_runtime.shadow.pulse import Pulse, hangs, take
 from edgekit_runtime.shadow.worker import Reader, Worker
 from edgekit_runtime.spool import Spool
 from edgekit_runtime.state import IDLE, PROBATION, SHADOW
 from edgekit_runtime.windows import Figures, Window
-from support.adders import WIDTH, adder, endless
+from support.adders import WIDTH, adder, endless, unloadable
 from support.colours import write_bundle
 from support.device import Device
 
@@ -231,12 +232,22 @@ def test_a_candidate_that_takes_too_much_memory_is_ended(
 
 
 def test_a_candidate_that_cannot_be_loaded_is_refused(device: Device, serve: Callable[..., Runtime]) -> None:
-    published = adder(2.0)
-    candidate = device.install(published, shadow=True)
-    device.store.blob(published.release.files["model.onnx"].sha256).write_bytes(b"rot")
+    candidate = device.install(unloadable(adder(2.0)), shadow=True)
     runtime = serve(shadow=EAGER)
     until(runtime, lambda _: device.store.state().phase == IDLE)
     assert device.store.state().failed[candidate] == "shadow_load"
+
+
+def test_a_candidate_that_rots_on_the_disk_is_given_up_for_now(
+    device: Device, serve: Callable[..., Runtime]
+) -> None:
+    published = adder(2.0)
+    device.install(published, shadow=True)
+    device.store.blob(published.release.files["model.onnx"].sha256).write_bytes(b"rot")
+    runtime = serve(shadow=EAGER)
+    until(runtime, lambda _: device.store.state().phase == IDLE)
+    state = device.store.state()
+    assert (state.failed, state.reports[-1].reason) == ({}, "shadow_load_today")
 
 
 def test_a_live_version_that_rots_on_the_disk_costs_the_noise_and_not_the_candidate(
@@ -278,6 +289,153 @@ def test_a_copy_of_the_live_version_that_hangs_costs_the_noise_and_not_the_candi
     assert figures(device).counts.hung == 0
 
 
+def test_a_window_of_one_sample_is_a_window(device: Device, serve: Callable[..., Runtime]) -> None:
+    device.install(adder(2.0), shadow=True)
+    runtime = serve(shadow=EAGER)
+    runtime.look()
+    host = runtime._shadow
+    assert host is not None
+    until_ready(runtime)
+    runtime.predict(X)
+    until_compared(runtime, 1)
+    runtime.close()
+    (window,) = windows(device)
+    assert (window.figures.counts.compared, window.figures.counts.nans) == (1, 0)
+    assert device.store.state().failed == {}
+
+
+def until_ready(runtime: Runtime) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while runtime.shadow is None or not runtime.shadow.running:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def until_compared(runtime: Runtime, n: int) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while runtime.shadow is None or runtime.shadow.compared < n:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_copy_of_the_live_version_that_is_large_costs_the_noise_and_not_the_candidate(
+    tmp_path: Path, serve: Callable[..., Runtime], device: Device
+) -> None:
+    device.install(adder(1.0, weight_bytes=160 << 20), good=True)
+    device.install(adder(1.0), shadow=True)
+    runtime = serve(shadow=replace(EAGER, memory_bytes=120 << 20))
+    standing = until(runtime, compared(3))
+    assert standing is not None
+    assert standing.ends == 0
+    assert device.store.state().failed == {}
+
+
+def test_a_stop_of_the_whole_service_leaves_the_last_window(
+    device: Device, serve: Callable[..., Runtime]
+) -> None:
+    device.install(adder(2.0), shadow=True)
+    runtime = serve(shadow=EAGER)
+    until(runtime, compared(3))
+    (worker,) = workers()
+    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        worker.send_signal(each)
+    until(runtime, compared(6))
+    runtime.close()
+    assert figures(device).counts.died == 0
+    assert figures(device).counts.compared >= 6
+
+
+ALONE = """
+import sys, time
+import numpy as np
+from edgekit_runtime import Runtime, Shadow
+shadow = Shadow(rate=1.0, cpu_share=4.0, only_idle=False, hung_s=float(sys.argv[2]), noise_every=0)
+runtime = Runtime(sys.argv[1], poll_s=3600, shadow=shadow)
+runtime.look()
+x = np.zeros((1, 16), np.float32)
+while not runtime._shadow._sender.memory.counters[3]:
+    runtime.predict(x)
+    time.sleep(0.01)
+print("busy", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_candidate_that_hangs_ends_though_the_live_process_is_gone(device: Device) -> None:
+    device.install(endless(), shadow=True)
+    command = [sys.executable, "-c", ALONE, str(device.store.path), "0.05"]
+    served = psutil.Popen(command, stdout=subprocess.PIPE, text=True)
+    with served:
+        assert served.stdout.readline() == "busy\n"
+        (worker,) = (each for each in served.children() if "edgekit_runtime.shadow.worker" in each.cmdline())
+        served.kill()
+    worker.wait(PATIENCE_S)
+
+
+def test_a_candidate_ends_with_its_live_process_though_a_child_of_that_lives(device: Device) -> None:
+    device.install(adder(2.0), shadow=True)
+    program = (
+        "import os, sys, time\nimport numpy as np\nfrom edgekit_runtime import Runtime, Shadow\n"
+        "runtime = Runtime(sys.argv[1], poll_s=3600, shadow=Shadow(rate=1.0, only_idle=False))\n"
+        "runtime.look()\nif not os.fork():\n    time.sleep(600)\nprint('forked', flush=True)\ntime.sleep(600)\n"
+    )
+    served = psutil.Popen(
+        [sys.executable, "-c", program, str(device.store.path)], stdout=subprocess.PIPE, text=True
+    )
+    with served:
+        assert served.stdout.readline() == "forked\n"
+        children = served.children()
+        (worker,) = (each for each in children if "edgekit_runtime.shadow.worker" in each.cmdline())
+        (child,) = (each for each in children if each != worker)
+        served.kill()
+        try:
+            worker.wait(PATIENCE_S)
+            assert child.is_running()
+        finally:
+            child.kill()
+
+
+@pytest.mark.parametrize(
+    ("busy_s", "spent_s", "runnable", "hung"),
+    [
+        (0.9, 0.9, True, False),
+        (1.1, 1.05, True, True),
+        (1.1, 0.01, False, True),
+        (15.0, 0.01, True, False),
+        (25.0, 0.01, True, True),
+    ],
+    ids=["in time", "at work", "asleep", "others have the processor", "others have it for ever"],
+)
+def test_what_only_waits_for_a_processor_does_not_hang(
+    busy_s: float, spent_s: float, runnable: bool, hung: bool
+) -> None:
+    before, now = Pulse(5.0, runnable=True), Pulse(5.0 + spent_s, runnable)
+    assert hangs(busy_s, before, now, 1.0) == hung
+    assert hangs(busy_s, None, None, 1.0) == (busy_s > 1.0), "where the system does not tell"
+
+
+def test_the_pulse_of_a_process_is_taken() -> None:
+    mine = take(os.getpid())
+    assert mine is not None
+    assert mine.runnable
+    assert mine.spent_s > 0
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        end = time.monotonic() + PATIENCE_S
+        while (theirs := take(other.pid)) is None or theirs.runnable:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        other.kill()
+    assert take(2**22 + 1) is None
+
+
+def test_large_inputs_wait_in_fewer_slots() -> None:
+    manifest = Manifest.from_json(adder(1.0).content["manifest.json"])
+    slot = ring.Layout.of(manifest, 1).slot_bytes
+    assert ring.Layout.of(manifest, 8, 3 * slot).slots == 3
+    assert ring.Layout.of(manifest, 8, 1).slots == 1
+    assert ring.Layout.of(manifest, 8).slots == 8
+
+
 class Broken:
     """A model that fails."""
 
@@ -309,7 +467,7 @@ def test_a_copy_of_the_live_version_that_fails_costs_the_noise_and_not_the_candi
     (window,) = kept
     assert (window.figures.counts.compared, window.figures.counts.agreed) == (4, 4)
     assert (window.figures.counts.errors, window.figures.noise.compared) == (0, 0)
-    for handle in (memory, full, free):
+    for handle in (memory, free):
         os.close(handle)
 
 
@@ -399,12 +557,27 @@ def test_what_is_sent_is_what_the_other_side_reads() -> None:
     assert np.array_equal(outputs["y"], X + 1)
 
 
-def test_a_reader_that_is_gone_only_costs_the_sample() -> None:
-    sender, _ = a_ring()
-    sender.started()
-    assert not sender.send(*SAMPLE, 1)
-    assert not sender.send(*SAMPLE, 1)
-    sender.close()
+GONE = """
+import os, signal
+import numpy as np
+from edgekit_runtime.shadow import ring
+from support.adders import adder
+from edgekit_runtime.contract import Manifest
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+sender = ring.Sender(ring.Layout.of(Manifest.from_json(adder(1.0).content["manifest.json"]), 2))
+sender.started()
+x = np.zeros((1, 16), np.float32)
+print([sender.send({"x": x}, {"y": x}, 1) for _ in range(4)])
+sender.close()
+"""
+
+
+def test_a_reader_that_is_gone_costs_samples_and_not_the_application() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", GONE], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.strip()) == (0, "[True, True, False, False]"), done.stderr
 
 
 def test_samples_of_many_threads_are_whole(device: Device, serve: Callable[..., Runtime]) -> None:

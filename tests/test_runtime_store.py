@@ -129,6 +129,25 @@ def test_two_damaged_states_are_an_error_and_no_empty_store(store: Store) -> Non
     assert "state.before.json" in caught.value.what
 
 
+def test_a_state_that_the_disk_cannot_read_is_replaced_by_the_one_before(store: Store) -> None:
+    store.save(State(live=LIVE))
+    store.save(State(live=NEW))
+    (store.path / "state.json").unlink()
+    (store.path / "state.json").mkdir()
+    assert store.state() == State(live=LIVE)
+
+
+def test_of_the_state_of_a_later_version_what_serves_is_understood() -> None:
+    tree = json.loads(states.to_json(FULL))
+    tree["state"]["telepathy"] = 1
+    later = {"schema": 2, "sha256": states._digest(tree["state"]), "state": tree["state"]}
+    assert states.from_json(json.dumps(later).encode()) == State(phase=UNKNOWN, live=LIVE, last_good="0" * 64)
+    tree["state"]["live"] = ["?"]
+    later["sha256"] = states._digest(tree["state"])
+    with pytest.raises(ContractError, match="live"):
+        states.from_json(json.dumps(later).encode())
+
+
 # Blobs
 
 
@@ -242,6 +261,72 @@ def test_what_does_not_fit_is_said_before_anything_is_fetched(
     with pytest.raises(StoreError, match="are free") as caught:
         store.check_room(SECOND.release, store.state())
     assert caught.value.code == "no_room"
+
+
+def test_what_another_candidate_left_makes_way_where_there_is_no_room(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving(store)
+    third = publish("3.0.0", b"third " * 5000)
+    store.add_release(third.release, third.read)
+    (store.incoming / ("0" * 64)).write_bytes(b"half")
+    needed = SECOND.release.size_bytes
+
+    class Usage:
+        @property
+        def free(self) -> int:
+            held = sum(
+                path.stat().st_size for folder in (store.blobs, store.incoming) for path in folder.iterdir()
+            )
+            return SPARE_BYTES + needed - max(0, held - FIRST.release.size_bytes - 5000)
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage())
+    store.check_room(SECOND.release, store.state())
+    assert names(store.incoming) == set()
+    assert not store.blob(third.release.id).exists()
+    store.check(FIRST.release)
+
+
+def test_what_came_in_before_a_transfer_was_cut_off_needs_no_room_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving(store)
+    files = {file.sha256: path for path, file in SECOND.release.files.items()}
+    for sha256 in store.missing(SECOND.release):
+        (store.incoming / sha256).write_bytes(SECOND.content[files[sha256]])
+
+    class Usage:
+        free = SPARE_BYTES
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
+    store.check_room(SECOND.release, store.state())
+
+
+# What rots
+
+
+@pytest.mark.parametrize("rotten", ["the document", "model.tflite", "all"])
+def test_files_of_what_serves_that_rotted_come_again(store: Store, rotten: str) -> None:
+    manager = serving(store)
+    assert not manager.mend(), "nothing is wrong"
+    blobs = {"the document": {LIVE}, "all": names(store.blobs)}
+    chosen = blobs.get(rotten) or {FIRST.release.files[rotten].sha256}
+    for name in chosen:
+        store.blob(name).write_bytes(b"rotten")
+    before = store.state()
+    assert manager.install(LIVE) == before, "as good as new, and not `already_live`"
+    store.check(store.release(LIVE))
+    with pytest.raises(RefusedError, match="already_live"):
+        manager.install(LIVE)
+
+
+def test_what_rotted_stays_wanted_while_nobody_has_it(store: Store) -> None:
+    serving(store)
+    store.blob(FIRST.release.files["model.tflite"].sha256).unlink()
+    with pytest.raises(DeviceError, match="no network"):
+        manager_of(store).mend()
+    assert store.state().live == LIVE
+    assert manager_of(store, FIRST).mend()
 
 
 # What goes

@@ -10,6 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit_runtime.events import (
+    DISK,
+    FAULTS,
+    MEMORY,
+    PROCESS,
+    RELEASE,
     Action,
     Activated,
     Begun,
@@ -119,10 +124,10 @@ def test_without_a_live_version_there_is_nothing_to_run_beside() -> None:
         (SERVING, Loading(P1), "not_now"),
         (ON_TRIAL, Left(P1), "not_now"),
         (SERVING, LoadFailed(OTHER, "load"), "not_now"),
-        (State(live=LIVE), LoadFailed(LIVE, "load"), "nothing_to_return_to"),
         (SERVING, Health(LIVE, 1e9, 10**9, errors=10**9), "not_now"),
         (ON_TRIAL, Health(LIVE, 1e9, 10**9, errors=10**9), "not_now"),
         (ON_TRIAL, Health(NEW, 1e9, 19, errors=19), "not_yet"),
+        (ON_TRIAL, Health(NEW, 1.0, 20, errors=1, nans=1), "not_yet"),
         (ON_TRIAL, Health(NEW, 1e9, 99), "not_yet"),
         (ON_TRIAL, Health(NEW, 299.9, 10**9), "not_yet"),
         (SERVING, MarkedGood(LIVE), "not_now"),
@@ -174,7 +179,7 @@ def test_a_process_that_ended_as_it_should_did_not_die_of_the_version() -> None:
 @pytest.mark.parametrize(
     ("health", "reason"),
     [
-        (Health(NEW, 1.0, 20, errors=1), "errors"),
+        (Health(NEW, 1.0, 20, errors=2), "errors"),
         (Health(NEW, 1.0, 1000, nans=11), "nan"),
         (Health(NEW, 1e9, 1000, slow=501), "slow"),
     ],
@@ -202,12 +207,49 @@ def test_after_a_commit_only_a_word_from_outside_or_damage_takes_a_version_back(
 
 
 def test_a_damaged_file_says_nothing_of_the_release() -> None:
-    state = after(SERVING, LoadFailed(LIVE, "damaged", damaged=True))
+    state = after(SERVING, LoadFailed(LIVE, "damaged", DISK))
     assert (state.live, state.failed) == (OLD, {})
-    state = after(coming(STAGE), LoadFailed(NEW, "damaged", damaged=True))
+    state = after(coming(STAGE), LoadFailed(NEW, "damaged", DISK))
     assert (state.phase, state.candidate, state.failed) == (IDLE, None, {})
-    state = after(SERVING, LoadFailed(OLD, "damaged", damaged=True))
+    state = after(SERVING, LoadFailed(OLD, "damaged", DISK))
     assert (state.live, state.last_good) == (LIVE, None)
+
+
+@pytest.mark.parametrize(
+    ("state", "fault", "live", "failed"),
+    [
+        (ON_TRIAL, RELEASE, LIVE, {NEW: "code"}),
+        (ON_TRIAL, DISK, LIVE, {}),
+        (ON_TRIAL, MEMORY, LIVE, {}),
+        (ON_TRIAL, PROCESS, NEW, {}),
+        (SERVING, RELEASE, LIVE, {}),
+        (SERVING, DISK, OLD, {}),
+        (SERVING, MEMORY, LIVE, {}),
+        (SERVING, PROCESS, LIVE, {}),
+        (State(phase=PROBATION, live=NEW), RELEASE, None, {NEW: "code"}),
+        (State(phase=PROBATION, live=NEW), DISK, NEW, {}),
+        (State(phase=PROBATION, live=NEW), MEMORY, NEW, {}),
+        (State(phase=PROBATION, live=NEW), PROCESS, NEW, {}),
+        (State(live=LIVE), RELEASE, LIVE, {}),
+        (State(live=LIVE), DISK, LIVE, {}),
+    ],
+)
+def test_what_one_process_cannot_load_is_taken_from_all_only_where_it_is_to_blame(
+    state: State, fault: str, live: str | None, failed: dict[str, str]
+) -> None:
+    assert state.live is not None
+    found = after(state, LoadFailed(state.live, "code", fault))
+    assert (found.live, found.failed) == (live, failed)
+    kind = "not_loaded" if live == state.live else "rolled_back"
+    assert found.reports == (Report(kind, state.live, "code", 1000),)
+    assert after(found, LoadFailed(state.live, "code", fault)) == found, "it is told once"
+
+
+def test_a_version_that_was_kept_can_be_rolled_back_before_the_rest_is_cleared_away() -> None:
+    kept = after(ON_TRIAL, MarkedGood(NEW))
+    assert kept.phase == COMMIT
+    state = after(kept, RolledBack())
+    assert (state.phase, state.live) == (ROLLBACK, LIVE)
 
 
 def test_pinned_takes_nothing_but_what_is_forced() -> None:
@@ -270,7 +312,7 @@ EVENTS = st.one_of(
     st.just(Activated()),
     st.builds(Loading, PROCESSES, st.frozensets(PROCESSES)),
     st.builds(Left, PROCESSES),
-    st.builds(LoadFailed, RELEASES, CODES, st.booleans()),
+    st.builds(LoadFailed, RELEASES, CODES, st.sampled_from(FAULTS)),
     st.builds(Health, RELEASES, st.sampled_from([1.0, 1000.0]), COUNTS, COUNTS, COUNTS, COUNTS),
     st.builds(MarkedGood, RELEASES),
     st.builds(RolledBack, st.just("asked_for"), st.booleans()),

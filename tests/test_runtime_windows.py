@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edgekit_runtime.shadow.comparators import Difference
 from edgekit_runtime.shadow.gather import LOOKED_AT, MOST_PAIRS, Bins, Gathered
-from edgekit_runtime.sketches import ACCURACY, LARGEST, SMALLEST, Moments, Sketch
+from edgekit_runtime.sketches import ACCURACY, LARGEST, MAX_COUNT, SMALLEST, Moments, Sketch
 from edgekit_runtime.strict_json import ContractError
 from edgekit_runtime.windows import MAX_PAIRS, Counts, Figures, Noise, Window
 
@@ -181,3 +181,29 @@ def test_a_large_input_is_looked_at_here_and_there_and_what_is_not_finite_is_lef
     assert LOOKED_AT / 2 < drift.moments.n <= LOOKED_AT + 1
     assert (drift.moments.low, drift.moments.high) == (2.0, 4.0)
     assert drift.values.n == drift.moments.n
+
+
+def test_a_device_that_lies_cannot_make_the_sums_of_others_impossible() -> None:
+    most = Figures(
+        Counts(seen=MAX_COUNT, compared=MAX_COUNT), other_pairs=MAX_COUNT, distance=Sketch(zeros=MAX_COUNT)
+    )
+    assert most.merged(most) == most
+    far = Moments(MAX_COUNT, 1e150, 1e306, 1e150, 1e150)
+    near = Moments(MAX_COUNT, -1e150, 0.0, -1e150, -1e150)
+    assert far.merged(near) == near.merged(far)
+    with pytest.raises(ContractError, match="mean"):
+        Moments(1, 1e308, 0.0, 0.0, 0.0)
+
+
+def test_a_pair_of_labels_that_stands_there_twice_is_refused() -> None:
+    tree = json.loads(window(Figures(confusion={("a", "b"): 2})).to_json())
+    tree["confusion"] *= 2
+    with pytest.raises(ContractError, match="twice"):
+        Window.from_json(json.dumps(tree))
+
+
+def test_the_number_of_a_bin_without_end_is_no_number() -> None:
+    tree = json.loads(window(Figures()).to_json())
+    tree["distance"]["above"] = {"1" * 5000: 1}
+    with pytest.raises(ContractError, match="bin"):
+        Window.from_json(json.dumps(tree))

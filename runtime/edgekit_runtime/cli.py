@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -19,10 +21,10 @@ from typing import Any, Final
 
 from edgekit_runtime.backends import BACKENDS, Settings
 from edgekit_runtime.bundle import Bundle
-from edgekit_runtime.errors import DeviceError, InputError
-from edgekit_runtime.events import Activated, MarkedGood, Pinned, RolledBack
+from edgekit_runtime.errors import DeviceError, InputError, StoreError
+from edgekit_runtime.events import Activated, MarkedGood, Pinned, RolledBack, Step
 from edgekit_runtime.manager import Manager, refusal
-from edgekit_runtime.state import IDLE, PROBATION, SHADOW, State
+from edgekit_runtime.state import FETCH, IDLE, PROBATION, SHADOW, State
 from edgekit_runtime.store import Store
 from edgekit_runtime.trial import stage
 
@@ -38,6 +40,8 @@ EXAMPLE: Final = """examples:
                                            be kept up to date by a fleet
 """
 
+# What was named is no bundle or model: wrong usage, where a release that lies would be refused.
+NOT_USABLE: Final = frozenset({"bundle", "unknown_file", "no_artifact"})
 AGENT: Final = "Keep this device as its fleet says: fetch, verify, try out, roll back, and tell what happens."
 
 Answer = dict[str, Any]
@@ -47,7 +51,15 @@ def default_store() -> Path:
     """`EDGEKIT_STORE`; else /var/lib/edgekit for root, and a folder of one's own for others."""
     if named := os.environ.get(STORE_VARIABLE):
         return Path(named)
-    return SYSTEM_STORE if os.geteuid() == 0 else Path.home() / ".local" / "share" / "edgekit"
+    if os.geteuid() == 0:
+        return SYSTEM_STORE
+    try:
+        return Path.home() / ".local" / "share" / "edgekit"
+    except RuntimeError as error:
+        raise InputError(
+            f"no store is named: {error}", expected="a folder", way_out=f"Give --store, or {STORE_VARIABLE}.",
+            code="option",
+        ) from error  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps({"error": error.code, "what": error.what, "way_out": error.way_out}))
         else:
             print(f"edgekit-runtime: {error}", file=sys.stderr)
-        return error.exit_code
+        return 2 if error.code in NOT_USABLE else error.exit_code
+    except MemoryError:
+        print("edgekit-runtime: memory ran out", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("edgekit-runtime: interrupted; the next command goes on", file=sys.stderr)
         return INTERRUPTED
@@ -80,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--store",
-        type=Path,
+        type=_folder,
         default=None,
         help=f"folder of the versions (default: {STORE_VARIABLE}, or {SYSTEM_STORE} for root)",
     )
@@ -122,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
                 help=".npy with the input, pixels or samples, or .npz with one array for each",
             )
         else:
-            each.add_argument("--seconds", type=float, default=2.0)
+            each.add_argument("--seconds", type=_positive, default=2.0)
     command("doctor", _doctor, "What is installed here, and what it can run.")
     _agent_options(command("agent", _agent, AGENT))
     return parser
@@ -149,17 +164,36 @@ def _agent_options(agent: argparse.ArgumentParser) -> None:
     agent.add_argument(
         "--token-file", type=Path, default=None, help="file with what the server knows this device by"
     )
-    agent.add_argument("--interval", type=float, default=300.0, help="seconds between polls (default: 300)")
-    agent.add_argument("--quota-mb", type=float, default=None, help="megabytes that all versions may take")
+    agent.add_argument(
+        "--interval", type=_positive, default=300.0, help="seconds between polls (default: 300)"
+    )
+    agent.add_argument(
+        "--quota-mb", type=_positive, default=None, help="megabytes that all versions may take"
+    )
     agent.add_argument("--insecure", action="store_true", help="plain HTTP to another host: for tests only")
     agent.add_argument("--once", action="store_true", help="poll once, and say what came of it")
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 1024:
-        raise argparse.ArgumentTypeError(f"{text}: expected a number of threads from 1 to 1024")
+    if not text.isdecimal() or not 1 <= int(text[:5]) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of threads from 1 to 1024")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")
     return value
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("'': expected the name of a folder")
+    return Path(text)
 
 
 # Versions
@@ -198,7 +232,9 @@ def _install(options: argparse.Namespace) -> Answer:
     manager = _manager(options, bundle, make=True)
     state = manager.install(release.id, shadow=options.shadow, forced=options.forced)
     if release.id not in (state.live, state.candidate):
-        raise refusal(state.reports[-1].reason, f"{release.name} {release.version} was not taken")
+        # An agent beside may have sent the report of it already.
+        why = next((each.reason for each in reversed(state.reports) if each.release == release.id), "not_now")
+        raise refusal(state.failed.get(release.id, why), f"{release.name} {release.version} was not taken")
     return _told(manager.store, state)
 
 
@@ -209,7 +245,7 @@ def _activate(options: argparse.Namespace) -> Answer:
     if step.refused:
         wanted = PROBATION if options.good else SHADOW
         raise refusal(step.refused, f"nothing is in {wanted}; the phase is {state.phase}")
-    return _told(manager.store, manager.go_on())
+    return _told(manager.store, _carried_out(manager, step))
 
 
 def _rollback(options: argparse.Namespace) -> Answer:
@@ -217,7 +253,17 @@ def _rollback(options: argparse.Namespace) -> Answer:
     step = manager.tell(RolledBack())
     if step.refused:
         raise refusal(step.refused, "no roll back")
-    return _told(manager.store, manager.go_on())
+    return _told(manager.store, _carried_out(manager, step))
+
+
+def _carried_out(manager: Manager, step: Step) -> State:
+    """What was decided stands; where an agent drives this store, the rest of it is done there."""
+    try:
+        return manager.go_on()
+    except StoreError as error:
+        if error.code != "store_busy":
+            raise
+        return step.state
 
 
 def _pin(options: argparse.Namespace) -> Answer:
@@ -227,8 +273,11 @@ def _pin(options: argparse.Namespace) -> Answer:
 
 def _collect(options: argparse.Namespace) -> Answer:
     manager = _manager(options)
-    state = manager.go_on()
+    if manager.store.state().phase != FETCH:
+        # What comes in is gone on with by whoever brings it.
+        manager.go_on()
     with manager.store.driven():
+        state = manager.store.state()
         freed = manager.store.collect(state)
     return {**_told(manager.store, state), "freed_bytes": freed}
 
@@ -272,11 +321,20 @@ def _run(options: argparse.Namespace) -> Answer:
     if not isinstance(found, dict):
         found = {model.info.outputs[0].name: found}
     answer: Answer = {"model": f"{model.info.name} {model.info.version}".strip(), "format": model.info.format}
-    answer["outputs"] = {name: array.tolist() for name, array in found.items()}
+    answer["outputs"] = {name: _plain(array.tolist()) for name, array in found.items()}
     first = next(iter(found.values()))
     if model.info.labels and first.size == len(model.info.labels):
         answer["label"] = top(first, model.info.labels, 1)[0][0]
     return answer
+
+
+def _plain(value: Any) -> Any:
+    """Without what JSON has no word for."""
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def _is_raw(x: Any) -> bool:
@@ -289,9 +347,10 @@ def _read_input(path: Path) -> Any:
     import numpy as np
 
     try:
-        found = np.load(path, allow_pickle=False)
-        return found if isinstance(found, np.ndarray) else dict(found)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+            return found if isinstance(found, np.ndarray) else dict(found)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{path}: {getattr(error, 'strerror', None) or error}",
             expected="an array in .npy, or one array for each input in .npz",

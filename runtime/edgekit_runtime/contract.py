@@ -426,10 +426,11 @@ def _read_file(value: object, path: str) -> File:
 
 
 def _read_compatibility(value: object, path: str) -> Compatibility:
-    keys = ("opset", "minimum_runtime", "ops", "max_latency_ms")
-    fields = Fields(value, path, required=keys)
+    # Manifests of before there was a limit have none.
+    fields = Fields(value, path, required=("opset", "minimum_runtime", "ops"), optional=("max_latency_ms",))
     opset = None if fields.take("opset") is None else fields.whole("opset")
-    latency = None if fields.take("max_latency_ms") is None else fields.real("max_latency_ms")
+    limited = "max_latency_ms" in fields.names and fields.take("max_latency_ms") is not None
+    latency = fields.real("max_latency_ms") if limited else None
     runtimes = fields.mapping("minimum_runtime")
     versions = {name: read_text(each, f"{path}.minimum_runtime.{name}") for name, each in runtimes.items()}
     formats = Fields(fields.take("ops"), f"{path}.ops", required=(), optional=FORMATS)

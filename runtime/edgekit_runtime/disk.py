@@ -19,8 +19,8 @@ class Disk:
     """The operations, as the system has them; each raises OSError as the system does."""
 
     def make_folder(self, path: Path) -> None:
-        """Make one folder; its parent exists."""
-        path.mkdir(mode=0o755)
+        """Make one folder, where another process did not just do so; its parent exists."""
+        path.mkdir(mode=0o755, exist_ok=True)
 
     def write(self, path: Path, parts: Iterable[bytes], *, at: int = 0) -> None:
         """Write parts into a file from byte `at` on, and cut off what it held beyond them.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
 
 from edgekit_runtime.state import Process, Report, State
 
@@ -71,24 +74,41 @@ class Loading:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A process that had loaded the live version ended as it should."""
+    """A process that had loaded the live version ended as it should, or has lived long enough to be no crash loop."""
 
     process: Process
 
 
+# Whose fault it is that a version cannot be loaded: its files are no longer what was installed; the backend refuses the
+# release; this device has too little memory today; the process asked for what the release or the device does not have.
+DISK, RELEASE, MEMORY, PROCESS = FAULTS = ("disk", "release", "memory", "process")
+_FAULT_OF: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        **dict.fromkeys(("damaged", "missing"), DISK),
+        **dict.fromkeys(("load", "ends", "manifest", "preprocessing"), RELEASE),
+        "no_memory": MEMORY,
+    }
+)
+
+
+def fault_of(code: str) -> str:
+    """Whose fault an error with this code is."""
+    return _FAULT_OF.get(code, PROCESS)
+
+
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """The live version could not be loaded: its file is damaged, or the backend refuses it.
+    """The live version could not be loaded.
 
     Attributes:
         release: that could not.
         reason: code.
-        damaged: its files are no longer what was installed; nothing is wrong with the release itself.
+        fault: whose it is, one of `FAULTS`.
     """
 
     release: str
     reason: str
-    damaged: bool = False
+    fault: str = RELEASE
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +200,7 @@ class Limits:
         served_s: seconds that one process has to serve it.
         predictions: that this process has to make.
         judged: predictions after which shares count.
-        bad_share: of predictions with an error or with NaN.
+        bad_share: of predictions with an error or with NaN; a single one never counts.
         slow_share: of predictions that take longer than the application allows.
         rollbacks: in a row, after which nothing is taken but what is forced.
     """

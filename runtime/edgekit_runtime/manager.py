@@ -108,7 +108,9 @@ class Manager:
         """
         with self.store.driven():
             # What was cut off comes first, or the offer would only find the manager busy.
-            self._carry_out(self.tell(Recovered()))
+            state = self._carry_out(self.tell(Recovered()))
+            if release == state.live and self._mend(release):
+                return state
             step = self.tell(Offered(release, shadow, forced))
             if step.refused:
                 raise refusal(step.refused, f"the version {release[:12]}")
@@ -123,6 +125,33 @@ class Manager:
         """
         with self.store.driven():
             return self._carry_out(self.tell(Recovered()))
+
+    def mend(self) -> bool:
+        """Bring files of the live version again that rotted on the disk; whether there were any.
+
+        Raises:
+            NetworkError: as `install`.
+            StoreError: as `install`.
+            ArtifactError: the files that came are not those of the release.
+        """
+        with self.store.driven():
+            state = self.store.state()
+            return state.live is not None and state.candidate is None and self._mend(state.live)
+
+    def _mend(self, release: str) -> bool:
+        # The document first, which says which files there are, then these.
+        for mended in (False, True):
+            try:
+                self._verify(release)
+            except ArtifactError as error:
+                if error.code not in TRANSFER:
+                    return mended
+                self.told(error)
+                self._deeds[FETCH](release)
+            else:
+                return mended
+        self._verify(release)
+        return True
 
     def _carry_out(self, step: Step) -> State:
         while step.actions and step.actions[0].phase != SHADOW:

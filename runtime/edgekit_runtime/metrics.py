@@ -5,6 +5,7 @@ Standard library alone: the format is a few lines, and its client library is lar
 
 from __future__ import annotations
 
+import socketserver
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
@@ -115,9 +116,9 @@ class Endpoint:
     """
 
     def __init__(self, address: str, text: Callable[[], str]) -> None:
-        host, _, port = address.rpartition(":")
+        host, colon, port = address.rpartition(":")
         try:
-            self._server = ThreadingHTTPServer((host, int(port)), _handler(text))
+            self._server = _Server((host, int(port) if colon else -1), _handler(text))
         except (OSError, ValueError, OverflowError) as error:
             raise InputError(
                 f"{address!r}: {error}",
@@ -141,6 +142,13 @@ class Endpoint:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    def server_bind(self) -> None:
+        """Without the question for this device's name, which may wait for a server of names that is not there."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
 
 def _handler(text: Callable[[], str]) -> type[BaseHTTPRequestHandler]:

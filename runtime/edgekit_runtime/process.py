@@ -1,8 +1,16 @@
-"""Which process is which: a pid is used again, a pid with the moment of its start and the system's boot is not."""
+"""Which process is which, and which of them still runs.
+
+A pid is used again, and means another process in another container; a lock that a process holds goes with it, however
+it ends, and is seen from every container that shares the store.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -10,34 +18,57 @@ from edgekit_runtime.state import Process
 
 _PROC: Final = Path("/proc")
 _BOOT_ID: Final = _PROC / "sys/kernel/random/boot_id"
-# Fields of /proc/PID/stat after the name, which may hold anything, spaces and brackets included (proc(5)).
-_STATE, _START_TIME = 0, 19
-# Dead, but its parent has not asked yet.
-_GONE: Final = frozenset({"Z", "X", "x"})
+# Field of /proc/PID/stat after the name, which may hold anything, spaces and brackets included (proc(5)).
+_START_TIME: Final = 19
 
 
 def this_process() -> Process:
     """The process that asks."""
-    found = _stat(os.getpid())
-    return Process(os.getpid(), int(found[_START_TIME]) if found else 0, boot_id())
+    return Process(os.getpid(), _started(), boot_id())
 
 
-def is_alive(process: Process) -> bool:
-    """Whether a process still runs; where the system does not tell when it started, its pid alone decides."""
-    if process.boot != boot_id():
-        return False
-    found = _stat(process.pid)
-    if found is not None:
-        return found[_STATE] not in _GONE and int(found[_START_TIME]) == process.started
-    if _PROC.joinpath("self").exists():
-        return False
-    try:
-        os.kill(process.pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def own_module(name: str, *arguments: str) -> list[str]:
+    """The command that runs a module of ours by this interpreter, whatever lies in the folder that it is called in."""
+    safely = ("-P",) if sys.version_info >= (3, 11) else ()
+    return [sys.executable, *safely, "-m", name, *arguments]
+
+
+class SignOfLife:
+    """A file that this process holds locked until it ends.
+
+    Args:
+        folder: of the signs of all processes; is made where it is missing.
+        process: this one.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, folder: Path, process: Process) -> None:
+        folder.mkdir(exist_ok=True)
+        for left_over in folder.iterdir():
+            _is_held(left_over)
+        self._path = _sign(folder, process)
+        self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def close(self) -> None:
+        """Give it up."""
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
+        # A child that was forked meanwhile has the handle, too, and must not hold the lock with it.
+        fcntl.flock(self._handle, fcntl.LOCK_UN)
+        os.close(self._handle)
+
+
+def is_alive(folder: Path, process: Process) -> bool:
+    """Whether a process still runs; where the system does not tell, it does.
+
+    Args:
+        folder: of the signs.
+        process: that gave one.
+    """
+    return _is_held(_sign(folder, process))
 
 
 def boot_id() -> str:
@@ -48,9 +79,34 @@ def boot_id() -> str:
         return ""
 
 
-def _stat(pid: int) -> list[str] | None:
+def _sign(folder: Path, process: Process) -> Path:
+    text = f"{process.pid} {process.started} {process.boot}"
+    return folder / hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _is_held(path: Path) -> bool:
+    """Whether somebody holds a sign; where nobody does, it is removed."""
     try:
-        text = (_PROC / str(pid) / "stat").read_text("utf-8", "replace")
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
     except OSError:
-        return None
-    return text.rpartition(")")[2].split()
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError):
+            path.unlink()
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def _started() -> int:
+    """When this process started, in ticks since the system booted; 0 where the system does not tell."""
+    try:
+        text = (_PROC / "self/stat").read_text("utf-8", "replace")
+    except OSError:
+        return 0
+    return int(text.rpartition(")")[2].split()[_START_TIME])

@@ -13,27 +13,23 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import logging
-import math
+import os
 import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Final
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from edgekit_runtime.backends import Array, Settings
-from edgekit_runtime.bundle import locate_in
-from edgekit_runtime.errors import DeviceError, InputError, StoreError
-from edgekit_runtime.events import Event, Failed, Health, Left, LoadFailed, Loading, MarkedGood
-from edgekit_runtime.manager import tell
+from edgekit_runtime.errors import BackendError, DeviceError, InputError
+from edgekit_runtime.events import Failed, MarkedGood
 from edgekit_runtime.metrics import Endpoint, Meter, counter, gauge, render
-from edgekit_runtime.model import NO_SETTINGS, Info, Model
-from edgekit_runtime.process import is_alive, this_process
+from edgekit_runtime.model import NO_SETTINGS, Info
+from edgekit_runtime.serving import Loader, Serving
 from edgekit_runtime.shadow.settings import Shadow
 from edgekit_runtime.state import PROBATION, SHADOW, State
 from edgekit_runtime.store import Store
@@ -45,8 +41,6 @@ log = logging.getLogger(__name__)
 
 POLL_S: Final = 1.0
 DEFAULT_SHADOW: Final = Shadow()
-# Codes of a file that changed on this disk, or is gone: nothing is wrong with the release.
-DAMAGED: Final = frozenset({"damaged", "missing"})
 # Of a candidate beside the live version, since its process started.
 SHADOW_FIGURES: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -58,8 +52,6 @@ SHADOW_FIGURES: Final[Mapping[str, str]] = MappingProxyType(
         "ends": "Processes of the candidate that ended by themselves, or had to be ended.",
     }
 )
-# One load for each slot of the store, and one to see that nothing is left.
-MOST_LOADS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,47 +67,6 @@ class Swap:
     before: Info | None
     after: Info
     release: str
-
-
-@dataclass(slots=True)
-class _Counts:
-    predictions: int = 0
-    errors: int = 0
-    nans: int = 0
-    slow: int = 0
-
-
-@dataclass
-class _Serving:
-    """A version that is loaded, and how it does."""
-
-    release: str
-    model: Model
-    loaded_s: float
-    on_trial: bool
-    max_s: float
-    counts: _Counts = field(default_factory=_Counts)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def count(self, outputs: Any, *, slow: bool) -> None:
-        arrays = outputs.values() if isinstance(outputs, dict) else (outputs,)
-        bad = any(a.dtype.kind == "f" and not np.isfinite(a).all() for a in arrays)
-        with self.lock:
-            self.counts.predictions += 1
-            self.counts.nans += bad
-            self.counts.slow += slow
-
-    def failed(self) -> None:
-        with self.lock:
-            self.counts.predictions += 1
-            self.counts.errors += 1
-
-    def health(self) -> Health:
-        with self.lock:
-            c = self.counts
-            return Health(
-                self.release, time.monotonic() - self.loaded_s, c.predictions, c.errors, c.nans, c.slow
-            )
 
 
 class Runtime:
@@ -148,18 +99,26 @@ class Runtime:
         shadow: Shadow | None = DEFAULT_SHADOW,
         metrics: str = "",
     ) -> None:
-        self.store, self._max_ms = Store(Path(store)), max_latency_ms
-        self._format, self._settings, self._poll_s = format, settings, poll_s
-        self._process = this_process()
+        self.store = Store(Path(store))
+        self._loader = Loader(self.store, format, settings, max_latency_ms)
+        self._format, self._poll_s = format, poll_s
         self._told: list[Callable[[Swap], None]] = []
         self._budget: Shadow | None = shadow
         self._shadow: Host | None = None
         self._stop, self._swapping = threading.Event(), threading.Lock()
         self._meter = Meter() if metrics else None
-        self._serving = self._load_live(None)
-        self._endpoint = Endpoint(metrics, self._metrics) if metrics else None
+        self._left_over = _no_model
+        # Also where the application forgets to close it: a program that ends as it should is no crash.
+        self._leave = weakref.finalize(self, self._loader.leave)
+        self._serving = self._loader.live(None)
+        try:
+            self._endpoint = Endpoint(metrics, self._metrics) if metrics else None
+        except BaseException:
+            self._leave()
+            raise
         self._watcher = threading.Thread(target=self._watch, name="edgekit-runtime", daemon=True)
         self._watcher.start()
+        _OPEN.add(self)
 
     def predict(self, x: Array | Mapping[str, Array]) -> Any:
         """Run what serves now, as `Model.predict` does."""
@@ -214,7 +173,7 @@ class Runtime:
         return outputs
 
     @staticmethod
-    def _shadowed(serving: _Serving, shadow: Host, method: str, x: Array | Mapping[str, Array]) -> Any:
+    def _shadowed(serving: Serving, shadow: Host, method: str, x: Array | Mapping[str, Array]) -> Any:
         """Predict, and hand what came in and out to the candidate; there is none while a version is on probation."""
         if method == "predict_raw" and not isinstance(x, Mapping):
             # The candidate gets what the live version was given; both prepare alike, or there is no shadow.
@@ -253,7 +212,7 @@ class Runtime:
         Returns:
             Whether it was on probation, and is kept now.
         """
-        return self._tell(MarkedGood(self.release)) == ""
+        return self._loader.tell(MarkedGood(self.release)) == ""
 
     def on_swap(self, hear: Callable[[Swap], None]) -> Callable[[], None]:
         """Be told of every swap from now on, in the thread that makes it.
@@ -272,17 +231,22 @@ class Runtime:
         """
         with self._swapping:
             before = self._serving
+            if self._left_over() is None:
+                _give_memory_back()
+                self._left_over = _no_model
             state = self.store.state()
             if before.on_trial and state.live == before.release:
-                self._tell(before.health())
+                self._loader.tell(before.health())
+                self._loader.outlived(before)
                 state = self.store.state()
             self._follow_shadow(state)
             if state.live is None or state.live == before.release:
                 before.on_trial = state.phase == PROBATION
                 return False
-            self._serving = self._load_live(before)
+            self._serving = self._loader.live(before)
             if self._serving is before:
                 return False
+            self._left_over = weakref.ref(before.model)
             swap = Swap(before.model.info, self._serving.model.info, self._serving.release)
         if self._meter is not None:
             self._meter.swapped()
@@ -297,14 +261,16 @@ class Runtime:
         """End the watch; a version on probation hears that this process ended as it should."""
         if not self._stop.is_set():
             self._stop.set()
-            self._watcher.join()
+            # A listener to swaps may close it, in the thread that looks.
+            if threading.current_thread() is not self._watcher:
+                self._watcher.join()
             if self._endpoint is not None:
                 self._endpoint.close()
             with self._swapping:
                 self._end_shadow()
             if self._serving.on_trial:
-                self._tell(self._serving.health())
-            self._tell(Left(self._process))
+                self._loader.tell(self._serving.health())
+            self._leave()
 
     def __enter__(self) -> Runtime:
         return self
@@ -357,67 +323,51 @@ class Runtime:
                 )
         return render(families)
 
-    def _refuse(self, code: str) -> None:
-        self._tell(Failed(SHADOW, code))
+    def _refuse(self, code: str, passing: bool) -> None:
+        self._loader.tell(Failed(SHADOW, code, passing))
 
     def _end_shadow(self) -> None:
         shadow, self._shadow = self._shadow, None
         if shadow is not None:
             shadow.close()
 
-    def _load_live(self, before: _Serving | None) -> _Serving:
-        """Load what is live; what cannot be loaded is given up, and what is live then is tried."""
-        for _ in range(MOST_LOADS):
-            state = self.store.state()
-            if before is not None and state.live in (None, before.release):
-                return before
-            if state.live is None:
-                break
-            if state.phase == PROBATION and not self._announced(state):
-                continue
-            try:
-                return self._loaded(state.live, on_trial=state.phase == PROBATION)
-            except DeviceError as error:
-                log.warning("%s", error)
-                refused = self._tell(LoadFailed(state.live, error.code, damaged=error.code in DAMAGED))
-                if refused:
-                    if before is not None:
-                        return before
-                    raise
-        raise StoreError(
-            f"{self.store.path}: nothing is live",
-            expected="a version that serves",
-            way_out="Install one with `edgekit-runtime install BUNDLE`.",
-            code="nothing_live",
+    def _forked(self) -> None:
+        """Refuse to serve in a child: it has no watcher, and a backend's threads and locks stayed with the parent."""
+        self._stop.set()
+        if self._shadow is not None:
+            self._shadow.forked()
+        self._serving, self._shadow = cast("Serving", _Forked()), None
+
+
+class _Forked:
+    """Stands where the version that serves was, in a child that was forked."""
+
+    on_trial = False
+
+    def __getattr__(self, name: str) -> Any:
+        raise BackendError(
+            "this process was forked after Runtime was opened",
+            expected="a Runtime of its own in each process: no backend survives a fork",
+            way_out="Open Runtime after the fork, in gunicorn without --preload, or start processes with spawn.",
+            code="forked",
         )
 
-    def _announced(self, state: State) -> bool:
-        """Say that this process is about to load the version on probation; False where that rolled it back."""
-        dead = frozenset(each for each in state.attempts if not is_alive(each))
-        self._tell(Loading(self._process, dead))
-        with suppress(StoreError):
-            return self.store.state().live == state.live
-        return True
 
-    def _loaded(self, release: str, *, on_trial: bool) -> _Serving:
-        document = self.store.release(release)
-        manifest = self.store.manifest(document)
-        model = Model.of(
-            manifest, locate_in(document, self.store.blob), format=self._format, settings=self._settings
-        )
-        weakref.finalize(model, _give_memory_back)
-        limit_ms = self._max_ms if self._max_ms is not None else manifest.compatibility.max_latency_ms
-        max_s = math.inf if limit_ms is None else limit_ms / 1e3
-        return _Serving(release, model, time.monotonic(), on_trial, max_s)
+# Those that a fork leaves without a watcher and with locks that nobody gives back.
+_OPEN: Final[weakref.WeakSet[Runtime]] = weakref.WeakSet()
 
-    def _tell(self, event: Event) -> str:
-        """Let the store hear of an event; returns why it was refused, "" where it was taken."""
-        try:
-            step = tell(self.store, event)
-        except StoreError as error:
-            log.warning("%s", error)
-            return error.code
-        return step.refused
+
+def _after_fork() -> None:
+    for runtime in _OPEN:
+        runtime._forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _no_model() -> Any:
+    """No old version is left over whose memory is to be given back."""
+    return True
 
 
 def _give_memory_back() -> None:

@@ -19,7 +19,11 @@ GROWTH: Final = (1 + ACCURACY) / (1 - ACCURACY)
 LOG_GROWTH: Final = math.log(GROWTH)
 # What is smaller counts as zero; what is larger, infinity with it, as this large.
 SMALLEST, LARGEST = 1e-9, 1e12
+# Sums stay there, so that one device that lies cannot make those of all others impossible.
 MAX_COUNT: Final = 2**53
+MAX_VALUE: Final = 1e150
+MAX_DIGITS: Final = 5
+LARGEST_SQUARES: Final = 1e306
 FIRST_BIN: Final = math.ceil(math.log(SMALLEST) / LOG_GROWTH)
 LAST_BIN: Final = math.ceil(math.log(LARGEST) / LOG_GROWTH)
 
@@ -96,7 +100,7 @@ class Sketch:
     def merged(self, other: Sketch) -> Sketch:
         """Both together."""
         return Sketch(
-            added(self.below, other.below), self.zeros + other.zeros, added(self.above, other.above)
+            added(self.below, other.below), total(self.zeros, other.zeros), added(self.above, other.above)
         )
 
     def to_tree(self) -> dict[str, Any]:
@@ -140,8 +144,9 @@ class Moments:
     def __post_init__(self) -> None:
         check_whole("n", self.n, 0, MAX_COUNT)
         for key in ("mean", "squares", "low", "high"):
-            if not is_real(getattr(self, key)):
-                raise ContractError(key, show(getattr(self, key)), "a finite number")
+            most = MAX_VALUE if key != "squares" else LARGEST_SQUARES
+            if not is_real(getattr(self, key)) or abs(getattr(self, key)) > most:
+                raise ContractError(key, show(getattr(self, key)), f"a number of at most {most:g}")
         if self.squares < 0:
             raise ContractError("squares", show(self.squares), "at least 0")
 
@@ -154,11 +159,12 @@ class Moments:
         """Both together."""
         if not self.n or not other.n:
             return self if self.n else other
-        n = self.n + other.n
+        n = min(self.n + other.n, MAX_COUNT)
         apart = other.mean - self.mean
         # Weights of both sides, so that it does not matter which of them comes first.
         mean = (self.n * self.mean + other.n * other.mean) / n
         squares = self.squares + other.squares + apart * apart * (self.n * other.n / n)
+        mean, squares = min(max(mean, -MAX_VALUE), MAX_VALUE), min(squares, LARGEST_SQUARES)
         return Moments(n, mean, squares, min(self.low, other.low), max(self.high, other.high))
 
     def to_tree(self) -> dict[str, Any]:
@@ -183,9 +189,16 @@ class Moments:
         return within(path, lambda: Moments(tree.whole("n"), *real))
 
 
+def total(one: int, other: int) -> int:
+    """Of two counts."""
+    return min(one + other, MAX_COUNT)
+
+
 def added(one: Mapping[Any, int], other: Mapping[Any, int]) -> dict[Any, int]:
     """Counts by key, of both."""
-    return {key: one.get(key, 0) + other.get(key, 0) for key in (*one, *(k for k in other if k not in one))}
+    return {
+        key: total(one.get(key, 0), other.get(key, 0)) for key in (*one, *(k for k in other if k not in one))
+    }
 
 
 def _middle(number: int) -> float:
@@ -196,7 +209,7 @@ def _middle(number: int) -> float:
 def _bins(tree: Fields, key: str) -> dict[int, int]:
     found = {}
     for name, count in tree.mapping(key).items():
-        if not name.removeprefix("-").isdecimal() or str(int(name)) != name:
+        if len(name) > MAX_DIGITS or not name.removeprefix("-").isdecimal() or str(int(name)) != name:
             raise ContractError(f"{key}.{show(name)}", show(name), "the number of a bin")
         found[int(name)] = count
     return found

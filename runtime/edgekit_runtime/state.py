@@ -63,7 +63,7 @@ class Report:
     """Something that whoever runs the fleet should hear of.
 
     Attributes:
-        kind: "committed", "rolled_back", "refused".
+        kind: "committed", "rolled_back", "refused", "damaged" (of the version before), "not_loaded".
         release: id of the version that it is about.
         reason: code, "" where nothing went wrong.
         at_s: seconds since 1970 by this device's clock, which may be wrong.
@@ -160,8 +160,12 @@ def from_json(document: bytes) -> State:
     tree = top.mapping("state")
     if top.text("sha256") != _digest(tree):
         raise ContractError("sha256", top.text("sha256"), "the hash of the state: the file is damaged")
-    if (schema := top.whole("schema")) != SCHEMA:
+    if (schema := top.whole("schema")) < SCHEMA:
         raise ContractError("schema", str(schema), str(SCHEMA))
+    if schema > SCHEMA:
+        # Of a later version only what serves is understood; from there is only the way back.
+        live, last_good = tree.get("live"), tree.get("last_good")
+        return within("state", lambda: State(phase=UNKNOWN, live=live, last_good=last_good))
     return _state(Fields(tree, "state", required=[each.name for each in fields(State)]))
 
 

@@ -10,6 +10,7 @@ STORE/
   driver                 held by the process that carries an update out
   agent                  held by the agent of this device
   shadow                 held by the one serving process whose candidate runs beside it
+  attempts/              signs of life of the processes that try a version in its probation
   spool/                 windows that the server does not have yet
   trust/                 metadata of the server that are trusted
 ```
@@ -25,8 +26,8 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Set
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -59,7 +60,7 @@ class Store:
     def __init__(self, path: Path, *, disk: Disk | None = None, quota_bytes: int | None = None) -> None:
         self.path, self.disk, self.quota_bytes = path, disk or Disk(), quota_bytes
         self.blobs, self.incoming = path / "blobs", path / "incoming"
-        self.spool, self.trust = path / "spool", path / "trust"
+        self.spool, self.trust, self.attempts = path / "spool", path / "trust", path / "attempts"
         self._state, self._before = path / "state.json", path / "state.before.json"
 
     def make(self) -> None:
@@ -74,6 +75,11 @@ class Store:
                 if not folder.exists():
                     self.disk.make_folder(folder)
                     self.disk.sync_folder(folder.parent)
+            if not missing and not self._state.exists():
+                # Whoever made them may have been ended before it synced.
+                for folder in (self.path.parent, self.path):
+                    with suppress(PermissionError):
+                        self.disk.sync_folder(folder)
 
     def locked(self) -> AbstractContextManager[None]:
         """Be the only one that changes the state; waits for others, who need milliseconds.
@@ -129,8 +135,13 @@ class Store:
                     way_out="Wait for it; `edgekit-runtime status` only reads and works meanwhile.",
                     code="store_busy",
                 ) from None
+            except OSError as error:
+                raise _store_error(self.path / name, error) from error
             yield
         finally:
+            # A child that was forked meanwhile has the handle, too, and would hold the lock as long as it lives.
+            with suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_UN)
             os.close(handle)
 
     # What is live
@@ -151,7 +162,9 @@ class Store:
             except ContractError as error:
                 damaged.append(f"{path.name}: {error}")
             except OSError as error:
-                raise _store_error(path, error) from error
+                if error.errno not in {errno.EIO, errno.EISDIR}:
+                    raise _store_error(path, error) from error
+                damaged.append(f"{path.name}: {error.strerror}")
         if damaged:
             raise StoreError(
                 f"{self.path}: the state is damaged ({'; '.join(damaged)})",
@@ -227,11 +240,23 @@ class Store:
     def check_room(self, release: Release, state: State) -> None:
         """Hold what a release would add against the quota and the disk, before a byte of it is fetched.
 
+        What a candidate before it left behind, to be gone on with, goes where there is no room for both.
+
         Raises:
             StoreError: it does not fit beside what is never deleted.
         """
-        added = sum(file.size_bytes for file in self.missing(release).values())
-        held = sum(self._size(sha256) for sha256 in self.reachable(state))
+        try:
+            self._check_room(release, state)
+        except StoreError:
+            if not self._make_way(release, state):
+                raise
+            self._check_room(release, state)
+
+    def _check_room(self, release: Release, state: State) -> None:
+        missing = self.missing(release)
+        added = sum(file.size_bytes for file in missing.values())
+        to_come = sum(max(0, file.size_bytes - self.received(sha256)) for sha256, file in missing.items())
+        held = sum(self._size(sha256) for sha256 in self.reachable(state, release))
         if self.quota_bytes is not None and held + added > self.quota_bytes:
             raise StoreError(
                 f"{self.path}: {release.name} {release.version} adds {added:,} bytes to {held:,} that are in use",
@@ -240,9 +265,9 @@ class Store:
                 code="quota",
             )
         free = shutil.disk_usage(self.path).free
-        if added + SPARE_BYTES > free:
+        if to_come + SPARE_BYTES > free:
             raise StoreError(
-                f"{self.path}: {release.name} {release.version} adds {added:,} bytes, {free:,} are free",
+                f"{self.path}: {release.name} {release.version} adds {to_come:,} bytes, {free:,} are free",
                 expected=f"{SPARE_BYTES:,} bytes to spare",
                 way_out="Free some room on this disk; `edgekit-runtime gc` removes what no version needs.",
                 code="no_room",
@@ -305,28 +330,36 @@ class Store:
         self.add(release.id, len(document), (document,))
 
     def check(self, release: Release) -> None:
-        """Read every file of a release again and hold it against its hash; a damaged one is removed.
+        """Read every file of a release again and hold it against its hash; damaged ones are removed.
 
         Raises:
-            ArtifactError: one is damaged or missing.
+            ArtifactError: some are damaged or missing; it names the first.
         """
+        bad: list[ArtifactError] = []
         for path, file in release.files.items():
             blob = self.blob(file.sha256)
             try:
                 found = hash_file(blob)
             except FileNotFoundError:
-                raise _artifact_error(blob, f"({path}) is not there", "missing") from None
+                bad.append(_artifact_error(blob, f"({path}) is not there", "missing"))
+                continue
             except OSError as error:
                 raise _store_error(blob, error) from error
             if found != file.sha256:
                 with _told(blob):
                     self.disk.remove(blob)
-                raise _artifact_error(blob, f"({path}) has another hash than its name", "damaged")
+                bad.append(_artifact_error(blob, f"({path}) has another hash than its name", "damaged"))
+        if bad:
+            raise bad[0]
 
     # What no version needs
 
-    def reachable(self, state: State) -> frozenset[str]:
+    def reachable(self, state: State, known: Release | None = None) -> frozenset[str]:
         """Names of the blobs that slots point at.
+
+        Args:
+            state: as it is persisted.
+            known: a release whose document need not be read, as it is at hand.
 
         Raises:
             ArtifactError: the document of a version is damaged, so that nobody knows what it needs.
@@ -334,7 +367,8 @@ class Store:
         found = set(state.held)
         for release in state.held:
             try:
-                found |= {file.sha256 for file in self.release(release).files.values()}
+                document = known if known is not None and known.id == release else self.release(release)
+                found |= {file.sha256 for file in document.files.values()}
             except ArtifactError:
                 # The document of a candidate comes last, and again where it rotted before it was verified.
                 if release != state.candidate:
@@ -356,11 +390,19 @@ class Store:
         """
         if state.candidate is not None:
             return 0
-        kept = self.reachable(state)
+        return self._remove_but(self.reachable(state))
+
+    def _make_way(self, release: Release, state: State) -> int:
+        """Remove what neither a slot nor this release needs; returns the bytes that became free."""
+        return self._remove_but(
+            self.reachable(state, release) | {release.id} | {f.sha256 for f in release.files.values()}
+        )
+
+    def _remove_but(self, kept: Set[str]) -> int:
         freed = 0
         with _told(self.path):
             for path in (*sorted(self.blobs.iterdir()), *sorted(self.incoming.iterdir())):
-                if path.parent == self.incoming or path.name not in kept:
+                if path.name not in kept:
                     freed += path.stat().st_size
                     self.disk.remove(path)
         return freed
@@ -384,7 +426,7 @@ def _at_most(parts: Iterable[bytes], left: int) -> Iterator[bytes]:
 def _reads(path: Path) -> bool:
     try:
         states.from_json(path.read_bytes())
-    except (FileNotFoundError, ContractError):
+    except (OSError, ContractError):
         return False
     return True
 

@@ -29,6 +29,9 @@ from typing import Any, Final
 
 from edgekit_runtime.events import (
     DEFAULT_LIMITS,
+    DISK,
+    PROCESS,
+    RELEASE,
     Action,
     Activated,
     Begun,
@@ -184,16 +187,20 @@ def _left(state: State, event: Left, now_s: int, limits: Limits) -> Decided:
 
 def _load_failed(state: State, event: LoadFailed, now_s: int, limits: Limits) -> Decided:
     del limits
+    passing = event.fault != RELEASE
     if event.release == state.candidate:
-        return _dropped(state, event.reason, now_s, passing=event.damaged)
-    if event.release == state.live:
-        if state.last_good is None and state.phase != PROBATION:
-            return "nothing_to_return_to"
-        return _returned(state, event.reason, now_s, passing=event.damaged)
-    if event.release == state.last_good:
+        return _dropped(state, event.reason, now_s, passing=passing)
+    if event.release == state.last_good and event.fault == DISK:
         told = state.told(Report("damaged", event.release, event.reason, now_s))
         return replace(told, last_good=None)
-    return "not_now"
+    if event.release != state.live:
+        return "not_now"
+    gives_up = event.fault == DISK or (state.phase == PROBATION and event.fault != PROCESS)
+    # What is all there is goes only where something is wrong with it.
+    if gives_up and (state.last_good is not None or not passing):
+        return _returned(state, event.reason, now_s, passing=passing)
+    # It served before, or serves in other processes: one that cannot load it takes it from nobody.
+    return state.told(Report("not_loaded", event.release, event.reason, now_s))
 
 
 def _health(state: State, event: Health, now_s: int, limits: Limits) -> Decided:
@@ -206,7 +213,7 @@ def _health(state: State, event: Health, now_s: int, limits: Limits) -> Decided:
             ("slow", event.slow, limits.slow_share),
         )
         for reason, count, allowed in shares:
-            if count > allowed * event.predictions:
+            if count > max(1, allowed * event.predictions):
                 return _returned(state, reason, now_s)
     if event.served_s >= limits.served_s and event.predictions >= limits.predictions:
         return _committed(state, now_s)
@@ -230,7 +237,8 @@ def _rolled_back(state: State, event: RolledBack, now_s: int, limits: Limits) ->
     del limits
     if state.phase in UNDER_WAY:
         return _dropped(state, event.reason, now_s, passing=event.passing)
-    if state.phase != PROBATION and (state.phase != IDLE or state.last_good in {None, state.live}):
+    settled = state.phase in {IDLE, COMMIT} and state.last_good not in {None, state.live}
+    if state.phase != PROBATION and not settled:
         return "nothing_to_return_to"
     return _returned(state, event.reason, now_s, passing=event.passing)
 
@@ -267,7 +275,8 @@ def _returned(state: State, reason: str, now_s: int, *, passing: bool = False) -
     if bad is None or (good is None and state.phase == UNKNOWN):
         # Nothing is known of what is live but that it is all there is.
         return still
-    back = replace(still, live=good, last_good=None, rollbacks=state.rollbacks + 1)
+    # What the fleet or this device takes back for a reason of the day is no sign of versions that are bad.
+    back = replace(still, live=good, last_good=None, rollbacks=state.rollbacks + (not passing))
     told = back.told(Report("rolled_back", bad, reason, now_s))
     return told if passing else told.without(bad, reason)
 

@@ -8,8 +8,10 @@ refused has a code that is stored and reported.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -23,9 +25,12 @@ from typing import Any, Final
 from edgekit_runtime.backends import BACKENDS, installed
 from edgekit_runtime.bundle import locate_in
 from edgekit_runtime.contract import Manifest
-from edgekit_runtime.errors import ArtifactError, BackendError, DeviceError
+from edgekit_runtime.errors import ArtifactError, BackendError, DeviceError, NetworkError
 from edgekit_runtime.model import Model
+from edgekit_runtime.process import own_module
 from edgekit_runtime.store import Store
+
+log = logging.getLogger(__name__)
 
 TIMEOUT_S: Final = 300.0
 # What a process with a backend takes besides the model, and how much more than its file a model takes in memory.
@@ -41,12 +46,15 @@ MEMINFO: Final = Path("/proc/meminfo")
 VICTIM: Final = Path("/proc/self/oom_score_adj")
 
 
-def stage(store: Store, *, timeout_s: float = TIMEOUT_S) -> Callable[[str], None]:
+def stage(
+    store: Store, *, timeout_s: float = TIMEOUT_S, going_on: Callable[[], None] = lambda: None
+) -> Callable[[str], None]:
     """The deed of the phase STAGE.
 
     Args:
         store: of the device.
         timeout_s: after which a trial counts as hung.
+        going_on: is called now and then meanwhile, and may raise to cut the trial off.
 
     Returns:
         Takes the id of a release; raises ArtifactError or DeviceError with the code of why not.
@@ -55,16 +63,21 @@ def stage(store: Store, *, timeout_s: float = TIMEOUT_S) -> Callable[[str], None
     def deed(release: str) -> None:
         manifest = store.manifest(store.release(release))
         check_memory(manifest, _available_bytes())
-        answer = _in_a_process(store.path, release, timeout_s)
+        answer = _in_a_process(store.path, release, timeout_s, going_on)
         if answer.get("code"):
             kind = BackendError if answer["code"] in PASSING else ArtifactError
             raise kind(
                 answer["what"], expected=answer["expected"], way_out=answer["way_out"], code=answer["code"]
             )
+        log.info("tried out", extra={"release": release[:12], **answer})
 
     return deed
 
 
+# Seconds between two looks at whether a trial should go on.
+STEP_S: Final = 0.5
+# Signals by which somebody stops this device or its agent, and no crash; SIGKILL is the system's, short of memory.
+STOPPED: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 # Refusals that say something of this device today and nothing of the release.
 PASSING: Final = frozenset({"no_backend", "no_memory", "old_runtime", "no_provider", "no_delegate"})
 
@@ -185,7 +198,10 @@ def check_latency(manifest: Manifest, measure: Callable[[], float]) -> float:
 
 
 def _latency_ms(model: Model) -> float:
-    """Median milliseconds of a call."""
+    """Median milliseconds of a call.
+
+    The agent gives way to whatever serves. Where that has the processor, a call waits; processor time does not.
+    """
     import numpy as np
 
     feed = {
@@ -193,41 +209,81 @@ def _latency_ms(model: Model) -> float:
     }
     times = []
     for _ in range(ROUNDS):
-        began = time.perf_counter()
+        began, spent = time.perf_counter(), time.process_time()
         model.predict(feed)
-        times.append(1e3 * (time.perf_counter() - began))
+        times.append(1e3 * min(time.perf_counter() - began, time.process_time() - spent))
     return sorted(times)[ROUNDS // 2]
 
 
-def _in_a_process(store: Path, release: str, timeout_s: float) -> dict[str, Any]:
-    command = [sys.executable, "-m", "edgekit_runtime.trial", str(store), release]
-    try:
-        # Our own module, by our own interpreter.
-        done = subprocess.run(  # noqa: S603
-            command, capture_output=True, timeout=timeout_s, check=False, stdin=subprocess.DEVNULL
-        )
-    except subprocess.TimeoutExpired:
-        raise ArtifactError(
-            f"the trial of {release[:12]} did not end within {timeout_s:g} s",
-            expected="a model that loads and answers",
-            way_out="Run `edgekit-runtime run` on the file to see where it hangs.",
-            code="trial_hung",
-        ) from None
-    said = done.stdout.decode(errors="replace").strip().splitlines()
+def _in_a_process(
+    store: Path, release: str, timeout_s: float, going_on: Callable[[], None]
+) -> dict[str, Any]:
+    command = own_module("edgekit_runtime.trial", str(store), release)
+    # In a session of its own, so that Ctrl-C does not look like its crash.
+    process = subprocess.Popen(  # noqa: S603
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            output, complaints = _wait(process, timeout_s, going_on)
+        except BaseException:
+            process.kill()
+            raise
+    said = output.decode(errors="replace").strip().splitlines()
     try:
         answer = json.loads(said[-1])
     except (IndexError, ValueError):
         answer = None
+    if -process.returncode in STOPPED:
+        raise NetworkError(
+            f"the trial of {release[:12]} was told to stop",
+            expected="time for a trial",
+            way_out="The next start goes on.",
+            code="stopped",
+        )
+    if -process.returncode == signal.SIGKILL:
+        raise _no_memory(f"the trial of {release[:12]} was killed by the system")
     # Whoever dies after the answer has damaged memory before it.
-    if done.returncode or not isinstance(answer, dict):
-        last = (done.stderr.decode(errors="replace").strip().splitlines() or [""])[-1][:300]
+    if process.returncode or not isinstance(answer, dict):
+        last = (complaints.decode(errors="replace").strip().splitlines() or [""])[-1][:300]
         raise ArtifactError(
-            f"the trial of {release[:12]} died with status {done.returncode} {last}".rstrip(),
+            f"the trial of {release[:12]} died with status {process.returncode} {last}".rstrip(),
             expected="a model that this backend loads",
             way_out="Publish the bundle for the backend that is here; `edgekit-runtime doctor` tells which.",
             code="trial_crashed",
         )
     return answer
+
+
+def _wait(
+    process: subprocess.Popen[bytes], timeout_s: float, going_on: Callable[[], None]
+) -> tuple[bytes, bytes]:
+    end_s = time.monotonic() + timeout_s
+    while True:
+        going_on()
+        left_s = end_s - time.monotonic()
+        if left_s <= 0:
+            raise ArtifactError(
+                f"the trial did not end within {timeout_s:g} s",
+                expected="a model that loads and answers",
+                way_out="Run `edgekit-runtime run` on the file to see where it hangs.",
+                code="trial_hung",
+            )
+        with suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=min(STEP_S, left_s))
+
+
+def _no_memory(what: str) -> BackendError:
+    return BackendError(
+        what,
+        expected="room for the model beside what runs",
+        way_out="Stop other programs, or publish a smaller model.",
+        code="no_memory",
+    )
 
 
 def _available_bytes() -> int | None:
@@ -250,6 +306,12 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(n) for n in re.findall(r"\d+", version.partition("+")[0])[:3])
 
 
+def _told(error: DeviceError) -> dict[str, Any]:
+    return {
+        "code": error.code, "what": error.what, "expected": error.expected, "way_out": error.way_out,
+    }  # fmt: skip
+
+
 def main(store: str, release: str) -> int:
     """Print one line of JSON: figures, or the code of why not."""
     # A model may ask for more memory than its file lets expect; then this process goes, and not the one that serves.
@@ -258,17 +320,9 @@ def main(store: str, release: str) -> int:
     try:
         answer = try_out(Path(store), release)
     except DeviceError as error:
-        answer = {
-            "code": error.code,
-            "what": error.what,
-            "expected": error.expected,
-            "way_out": error.way_out,
-        }
+        answer = _told(error)
     except MemoryError:
-        answer = {
-            "code": "no_memory", "what": "memory ran out", "expected": "room for the model",
-            "way_out": "Stop other programs, or publish a smaller model.",
-        }  # fmt: skip
+        answer = _told(_no_memory("memory ran out"))
     print(json.dumps(answer))
     return 0
 

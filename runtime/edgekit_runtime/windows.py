@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
-from edgekit_runtime.sketches import MAX_COUNT, Moments, Sketch, added
+from edgekit_runtime.sketches import MAX_COUNT, Moments, Sketch, added, total
 from edgekit_runtime.strict_json import (
     ContractError,
     Fields,
@@ -74,7 +74,7 @@ class Counts:
 
     def merged(self, other: Counts) -> Counts:
         """Both together."""
-        return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return Counts(*(total(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +115,8 @@ class Noise:
     def merged(self, other: Noise) -> Noise:
         """Both together."""
         return Noise(
-            self.compared + other.compared,
-            self.agreed + other.agreed,
+            total(self.compared, other.compared),
+            total(self.agreed, other.agreed),
             self.distance.merged(other.distance),
         )
 
@@ -182,7 +182,7 @@ class Figures:
             self.counts.merged(other.counts),
             self.distance.merged(other.distance),
             added(self.confusion, other.confusion),
-            self.other_pairs + other.other_pairs,
+            total(self.other_pairs, other.other_pairs),
             self.live.merged(other.live),
             self.candidate.merged(other.candidate),
             self.noise.merged(other.noise),
@@ -288,7 +288,10 @@ def _side_tree(side: Side) -> dict[str, Any]:
 def _figures(top: Fields) -> Figures:
     sides = Fields(top.take("sides"), "sides", required=("live", "candidate"))
     noise = Fields(top.take("noise"), "noise", required=("compared", "agreed", "distance"))
-    confusion = dict(top.each("confusion", _pair))
+    pairs = top.each("confusion", _pair)
+    confusion = dict(pairs)
+    if len(confusion) < len(pairs):
+        raise ContractError("confusion", "a pair that stands there twice", "each pair of labels once")
     inputs = {name: _drift(value, f"inputs.{name}") for name, value in top.mapping("inputs").items()}
     apart = Sketch.from_tree(noise.take("distance"), "noise.distance")
     return Figures(

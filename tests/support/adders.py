@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -100,3 +101,14 @@ def add(store: Store, published: Published) -> str:
     """Take a release in; returns its id."""
     store.add_release(published.release, published.read)
     return published.release.id
+
+
+def unloadable(like: Published) -> Published:
+    """A release that vouches for a model that is none."""
+    bad = b"\x08\x09" + b"\xff" * 50
+    manifest = Manifest.from_json(like.content["manifest.json"])
+    artifact = replace(manifest.artifacts[0], sha256=hashlib.sha256(bad).hexdigest(), size_bytes=len(bad))
+    document = replace(manifest, version="9.9.9", artifacts=(artifact,)).to_json().encode()
+    content = {**like.content, "model.onnx": bad, "manifest.json": document}
+    files = {path: File(hashlib.sha256(data).hexdigest(), len(data)) for path, data in content.items()}
+    return Published(Release("adder", "9.9.9", files), content)

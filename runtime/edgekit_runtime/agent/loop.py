@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 # First pause after a failure; it doubles with each that follows.
 RETRY_S: Final = 10.0
 LONGEST_S: Final = 3600.0
+# Seconds between two looks at the files of what serves.
+MEND_S: Final = 24 * 3600.0
 # Steps that one policy can ask for: drop another candidate, then install.
 MOST_STEPS: Final = 3
 # Phases that go on without a server.
@@ -88,10 +91,11 @@ class Agent:
         self._spool_bytes, self._about = spool_bytes, about or {}
         self._alive_s, self._watchdog_s = 0.0, watchdog_s()
         self._known: tuple[str, Policy] | None = None
+        self._mend_s = -math.inf
         self._stop = threading.Event()
         self._manager = Manager(
             store,
-            fetch=fetch(store, trust.document, transport, self._in_transfer),
+            fetch=fetch(store, trust.document, transport, self.going_on),
             stage=stage,
             told=lambda error: log.warning("%s", error.what, extra={"code": error.code}),
         )
@@ -104,6 +108,7 @@ class Agent:
             if self._store.state().phase in ALONE:
                 self._manager.go_on()
             decided = self._follow()
+            self._mend()
         except DeviceError as error:
             errors.append(error)
         uploaded: Uploaded | None = None
@@ -136,11 +141,16 @@ class Agent:
         """End `run` soon; a transfer is cut off and goes on at the next start. Safe in a signal handler."""
         self._stop.set()
 
-    def _in_transfer(self) -> None:
+    def going_on(self) -> None:
+        """A sign of life in long work.
+
+        Raises:
+            NetworkError: the agent was told to stop.
+        """
         if self._stop.is_set():
             raise NetworkError(
                 "the agent was told to stop",
-                expected="time for a transfer",
+                expected="time for a transfer or a trial",
                 way_out="What came in stays; the next start goes on.",
                 code="stopped",
             )
@@ -166,6 +176,14 @@ class Agent:
             if not isinstance(decided, Withdraw):
                 break
         return decided
+
+    def _mend(self) -> None:
+        """Look once a day whether the files of what serves rotted; the server has them."""
+        if time.monotonic() - self._mend_s < MEND_S:
+            return
+        if self._manager.mend():
+            log.warning("files of the live version were damaged, and came again")
+        self._mend_s = time.monotonic()
 
     def _policy(self) -> Policy:
         path = f"rollout/{self._channel}.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import platform
 import re
 import signal
@@ -53,7 +54,7 @@ def serve(
     """
     device = _checked("device", device or device_id())
     channel = _checked("channel", channel)
-    if interval_s <= 0:
+    if not 0 < interval_s < math.inf:
         raise _bad_option("interval", f"{interval_s:g}", "a number of seconds above 0")
     transport = HttpTransport(server, token=_token(token_file), insecure=insecure)
     _log(as_json=json_logs)
@@ -63,7 +64,8 @@ def serve(
         if root is not None:
             trust.init(_read(root))
         agent = Agent(
-            store, trust, transport, device=device, channel=channel, stage=stage(store),
+            store, trust, transport, device=device, channel=channel,
+            stage=stage(store, going_on=lambda: agent.going_on()),  # noqa: PLW0108 - it is not there yet
             interval_s=interval_s, about=_about(),
         )  # fmt: skip
         if once:

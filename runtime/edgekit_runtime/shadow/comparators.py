@@ -21,6 +21,8 @@ Answer = Mapping[str, Array]
 MIN_SCORE: Final = 0.5
 MIN_IOU: Final = 0.5
 MAX_BOXES: Final = 300
+# What arithmetic may add to a probability.
+ROUNDING: Final = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,10 @@ def edits(a: Array, b: Array) -> int:
 def _probabilities(scores: Array) -> Array:
     """Of each class; scores that already are probabilities stay, and one score alone is that of the second class."""
     values = scores.astype(np.float64).ravel()
-    inside = bool((values >= 0).all() and (values <= 1).all())
+    # Rounding may leave the range by a little.
+    inside = bool((values >= -ROUNDING).all() and (values <= 1 + ROUNDING).all())
+    if inside:
+        values = values.clip(0, 1)
     if values.size == 1:
         one = values if inside else 1 / (1 + np.exp(-np.clip(values, -700, 700)))
         return np.concatenate((1 - one, one))
@@ -197,6 +202,7 @@ def _places(outputs: Sequence[TensorSpec]) -> dict[str, TensorSpec] | None:
         and len(found["boxes"].shape) == 3
         and found["boxes"].shape[2] == 4
         and (len(found["scores"].shape) == 3 or "classes" in found)
+        and all(spec.shape[1:2] == found["boxes"].shape[1:2] for spec in found.values())
     )
     return found if usable else None
 
@@ -207,10 +213,10 @@ def _boxes(answer: Answer, outputs: Sequence[TensorSpec]) -> _Boxes:
     assert places is not None
     boxes = answer[places["boxes"].name][0].astype(np.float64)
     scores = answer[places["scores"].name][0].astype(np.float64)
-    if scores.ndim == 2:
-        classes, scores = scores.argmax(1), scores.max(1)
+    if "classes" in places:
+        classes, scores = answer[places["classes"].name][0].ravel(), scores.reshape(len(scores), -1).max(1)
     else:
-        classes = answer[places["classes"].name][0].ravel()
+        classes, scores = scores.argmax(1), scores.max(1)
     order = np.argsort(-scores, kind="stable")[:MAX_BOXES]
     order = order[scores[order] >= MIN_SCORE]
     chosen: Array = boxes[order]

@@ -84,7 +84,8 @@ class Gathered:
 
     def count(self, **more: int) -> None:
         """Add to counts of `Counts`, by their names."""
-        self._counts.update(more)
+        for name, number in more.items():
+            self._counts[name] += int(number)
 
     def looked_at(self, name: str, values: Array) -> None:
         """An input of a sample: some of its values, evenly spread; what is not finite is left out."""

@@ -6,8 +6,8 @@ import itertools
 import logging
 import os
 import random
+import signal
 import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from edgekit_runtime.backends import Array
@@ -22,10 +23,12 @@ from edgekit_runtime.contract import Manifest, TensorSpec
 from edgekit_runtime.ends import End, fit
 from edgekit_runtime.errors import DeviceError, StoreError
 from edgekit_runtime.events import DEFAULT_LIMITS, Limits
+from edgekit_runtime.process import own_module
 from edgekit_runtime.shadow import ring
 from edgekit_runtime.shadow.comparators import task_of
+from edgekit_runtime.shadow.pulse import Pulse, hangs, take
 from edgekit_runtime.shadow.settings import Shadow
-from edgekit_runtime.shadow.worker import CANNOT_LOAD, VALUE
+from edgekit_runtime.shadow.worker import CANNOT_LOAD, CANNOT_LOAD_TODAY, VALUE
 from edgekit_runtime.spool import Spool
 from edgekit_runtime.store import Store
 from edgekit_runtime.windows import Counts, Figures, Window
@@ -39,6 +42,14 @@ RETRY_S: Final = 1.0
 LEAVE_S: Final = 5.0
 # Seconds until it is asked again whether another process still has the shadow of this store.
 ELSEWHERE_S: Final = 30.0
+# Exit status of the process to the code of its end.
+ENDS: Final[Mapping[int, str]] = MappingProxyType(
+    {
+        CANNOT_LOAD: "shadow_load",
+        CANNOT_LOAD_TODAY: "shadow_load_today",
+        -signal.SIGALRM: "shadow_hung",
+    }
+)
 # Counters while no process runs.
 NOTHING: Final = (0,) * (ring.HEADER_BYTES // 8)
 
@@ -92,7 +103,7 @@ class Host:
         inputs: of the live version.
         settings: budget.
         limits: shares of bad answers after which the candidate is refused.
-        refuse: hears the code of why the candidate should be given up.
+        refuse: hears the code of why the candidate should be given up, and whether for a reason of the day.
         format: that the application asked for, None where it did not.
 
     Raises:
@@ -105,7 +116,7 @@ class Host:
         pair: Pair,
         inputs: tuple[End, ...],
         settings: Shadow,
-        refuse: Callable[[str], None],
+        refuse: Callable[[str, bool], None],
         *,
         limits: Limits = DEFAULT_LIMITS,
         format: str | None = None,
@@ -115,7 +126,8 @@ class Host:
         self._inputs, self._limits = inputs, limits
         live, self._manifest = (store.manifest(store.release(each)) for each in (pair.live, pair.candidate))
         self._same_ends = _ends(live) == _ends(self._manifest)
-        self._layout = ring.Layout.of(self._manifest, settings.slots)
+        self._layout = ring.Layout.of(self._manifest, settings.slots, settings.ring_bytes)
+        self._at_work: dict[int, tuple[int, Pulse | None]] = {}
         self._seen, self._dropped, self._count = itertools.count(1), itertools.count(1), 0
         self._lock = threading.Lock()
         self._sender: ring.Sender | None = None
@@ -153,7 +165,7 @@ class Host:
     def look(self) -> None:
         """Start what should run and end what misbehaves; called every second or so, by one thread."""
         if not self._same_ends:
-            self._refuse("shadow_ends")
+            self._refuse("shadow_ends", False)
             return
         if self._process is None:
             if time.monotonic() >= self._retry_s:
@@ -161,11 +173,11 @@ class Host:
             return
         status = self._process.poll()
         if status is not None:
-            self._ended("shadow_load" if status == CANNOT_LOAD else "shadow_died")
+            self._ended(ENDS.get(status, "shadow_died"))
         elif self._hangs(ring.BUSY_SINCE):
             self._ended("shadow_hung")
         elif self._hangs(ring.NOISE_SINCE):
-            self._start_without_noise()
+            self._start_without_noise("hung")
         elif (_resident_bytes(self._process.pid) or 0) > self._settings.memory_bytes:
             self._ended("shadow_memory")
         else:
@@ -186,12 +198,21 @@ class Host:
         self._tell_seen()
         self._close_ring()
         if self._process is not None:
+            # It may have waited for a processor all the time; its last window is worth one.
+            with suppress(OSError, AttributeError):
+                os.sched_setscheduler(self._process.pid, os.SCHED_OTHER, os.sched_param(0))
             try:
                 self._process.wait(LEAVE_S)
             except subprocess.TimeoutExpired:
                 self._kill(self._process)
             self._process = None
         self._alone.close()
+
+    def forked(self) -> None:
+        """Give up, in a child that was forked, what belongs to the process before."""
+        sender, self._sender = self._sender, None
+        if sender is not None:
+            sender.close()
 
     def _send(
         self, sender: ring.Sender, x: Array | Mapping[str, Array], outputs: Any, nanoseconds: int
@@ -227,27 +248,46 @@ class Host:
                 self._retry_s = time.monotonic() + ELSEWHERE_S
                 return
             self._is_alone = True
-        sender = ring.Sender(self._layout)
+        try:
+            sender = ring.Sender(self._layout)
+        except OSError as error:
+            log.warning("the shadow could not be started: %s", error)
+            self._retry_s = time.monotonic() + ELSEWHERE_S
+            return
         self._seen, self._dropped, self._count = itertools.count(1), itertools.count(1), 0
-        command = [
-            sys.executable, "-m", "edgekit_runtime.shadow.worker", str(self._store.path),
-            self.pair.live, self.pair.candidate, self._format or "", *map(str, sender.for_reader),
-            self._settings.to_json(),
-        ]  # fmt: skip
+        command = own_module(
+            "edgekit_runtime.shadow.worker", str(self._store.path), self.pair.live, self.pair.candidate,
+            self._format or "", *map(str, sender.for_reader), self._settings.to_json(),
+        )  # fmt: skip
         # One thread for what a library starts by itself: a pool of them would each wait for work.
         alone = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
         # Our own module, by our own interpreter; in a session of its own, so that Ctrl-C does not reach it.
-        self._process = subprocess.Popen(  # noqa: S603
-            command, pass_fds=sender.for_reader, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            start_new_session=True, env={**os.environ, **alone},
-        )  # fmt: skip
-        sender.started()
+        try:
+            self._process = subprocess.Popen(  # noqa: S603
+                command, pass_fds=sender.for_reader, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                start_new_session=True, env={**os.environ, **alone},
+            )  # fmt: skip
+        except (OSError, ValueError) as error:
+            # Too many processes, too little memory: nothing is known of the candidate.
+            log.warning("the shadow could not be started: %s", error)
+            self._retry_s = time.monotonic() + ELSEWHERE_S
+            sender.close()
+            return
+        finally:
+            sender.started()
         self._sender = sender
 
     def _hangs(self, counter: int) -> bool:
         assert self._sender is not None
+        assert self._process is not None
         since = int(self._sender.memory.counters[counter])
-        return since > 0 and time.monotonic_ns() - since > self._settings.hung_s * 1e9
+        if not since:
+            return False
+        now = take(self._process.pid)
+        if counter not in self._at_work or self._at_work[counter][0] != since:
+            self._at_work[counter] = since, now
+        busy_s = (time.monotonic_ns() - since) / 1e9
+        return hangs(busy_s, self._at_work[counter][1], now, self._settings.hung_s)
 
     def _judge(self) -> None:
         now = self.standing()
@@ -256,12 +296,17 @@ class Host:
             return
         for code, count in (("shadow_errors", now.errors), ("shadow_nan", now.nans)):
             if count > self._limits.bad_share * answered:
-                self._refuse(code)
+                self._refuse(code, False)
                 return
 
     def _ended(self, code: str) -> None:
         """The process ended, or has to; tell of it, and start another one later, or none."""
         assert self._process is not None
+        assert self._sender is not None
+        at_noise = bool(self._sender.memory.counters[ring.NOISE_SINCE])
+        if self._settings.noise_every and (at_noise or code == "shadow_memory"):
+            self._start_without_noise(code)
+            return
         log.warning("the shadow of %s ended: %s", self.pair.candidate[:12], code)
         self._kill(self._process)
         self._process = None
@@ -269,14 +314,14 @@ class Host:
         self._ends += 1
         field = {"shadow_hung": "hung", "shadow_memory": "over_memory"}.get(code, "died")
         self._tell(Counts(**{field: 1}))
-        if code == "shadow_load" or self._ends >= MOST_ENDS:
-            self._refuse(code)
+        if code in {"shadow_load", "shadow_load_today"} or self._ends >= MOST_ENDS:
+            self._refuse(code, code == "shadow_load_today")
         self._retry_s = time.monotonic() + RETRY_S * 2**self._ends
 
-    def _start_without_noise(self) -> None:
-        """The copy of the live version hangs beside the candidate, who is not to blame for it."""
+    def _start_without_noise(self, why: str) -> None:
+        """The candidate is not to blame for the copy of the live version that runs beside it."""
         assert self._process is not None
-        log.warning("the noise of %s is no longer measured: its copy hung", self.pair.live[:12])
+        log.warning("the noise of %s is no longer measured: %s", self.pair.live[:12], why)
         self._kill(self._process)
         self._process = None
         self._close_ring()
@@ -302,7 +347,9 @@ class Host:
     @staticmethod
     def _kill(process: subprocess.Popen[bytes]) -> None:
         process.kill()
-        process.wait()
+        # One that waits for a disk that is gone may not even die; nobody waits for it.
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(LEAVE_S)
 
 
 def open_host(
@@ -310,7 +357,7 @@ def open_host(
     pair: Pair,
     inputs: tuple[End, ...],
     settings: Shadow,
-    refuse: Callable[[str], None],
+    refuse: Callable[[str, bool], None],
     format: str | None,
 ) -> Host | None:
     """A shadow of a pair, None where its files cannot be read."""

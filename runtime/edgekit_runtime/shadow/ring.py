@@ -63,12 +63,18 @@ class Layout:
     slots: int
 
     @staticmethod
-    def of(manifest: Manifest, slots: int) -> Layout:
-        """For one sample of a model."""
+    def of(manifest: Manifest, slots: int, max_bytes: int = 1 << 30) -> Layout:
+        """For one sample of a model.
+
+        Args:
+            manifest: of the model.
+            slots: that are wanted.
+            max_bytes: of all slots; there are fewer where they are large, but one at least.
+        """
         at = ALIGN
         inputs, at = _placed(manifest.inputs, at)
         outputs, at = _placed(manifest.outputs, at)
-        return Layout(inputs, outputs, at, slots)
+        return Layout(inputs, outputs, at, max(1, min(slots, max_bytes // at)))
 
     @property
     def size_bytes(self) -> int:
@@ -129,8 +135,12 @@ class Sender:
         return self.handle, self.full_for_reader, self.free_for_reader
 
     def started(self) -> None:
-        """The candidate's process has its handles: given up here, so that the end of one side shows at the other."""
-        for handle in self.for_reader:
+        """The candidate's process has its handles: given up here, so that the end of this side shows there.
+
+        But for the end of the pipe that it reads from: a write to a pipe that nobody reads would end this process,
+        where the application has SIGPIPE do so.
+        """
+        for handle in (self.handle, self.free_for_reader):
             os.close(handle)
 
     def send(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], nanoseconds: int) -> bool:
@@ -157,15 +167,12 @@ class Sender:
             # A sample that does not fit must not take the slot along.
             self._numbers.append(number)
             raise
-        try:
-            os.write(self._full, bytes((number,)))
-        except OSError:  # the reader is gone
-            return False
+        os.write(self._full, bytes((number,)))
         return True
 
     def close(self) -> None:
         """Give the pipes up; the reader sees that as the end."""
-        for end in (self._full, self._free):
+        for end in (self._full, self._free, self.full_for_reader):
             os.close(end)
 
     def _free_slot(self) -> int | None:

@@ -55,6 +55,11 @@ class Shadow:
         check_whole("slots", self.slots, 1, 256)
         check_whole("spool_bytes", self.spool_bytes, 1 << 10, 2**53)
 
+    @property
+    def ring_bytes(self) -> int:
+        """That inputs may take while they wait."""
+        return self.memory_bytes // 4
+
     def to_json(self) -> str:
         """One line, for the candidate's process."""
         return json.dumps(asdict(self))

@@ -14,8 +14,8 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +25,7 @@ from edgekit_runtime.backends import Array, Settings
 from edgekit_runtime.bundle import locate_in
 from edgekit_runtime.contract import Manifest
 from edgekit_runtime.errors import DeviceError
+from edgekit_runtime.events import RELEASE, fault_of
 from edgekit_runtime.model import Model
 from edgekit_runtime.shadow import ring
 from edgekit_runtime.shadow.budget import Duty, hottest_celsius, is_hot
@@ -38,7 +39,7 @@ from edgekit_runtime.windows import Window
 log = logging.getLogger(__name__)
 
 # Exit statuses that the live process understands.
-ENDED, CANNOT_LOAD = 0, 10
+ENDED, CANNOT_LOAD, CANNOT_LOAD_TODAY = 0, 10, 11
 # Seconds between looks at the sensors.
 THERMAL_S: Final = 5.0
 # A pause or a wait is no longer than this, so that a window is closed about when it should be.
@@ -47,6 +48,10 @@ STEP_S: Final = 1.0
 VALUE: Final = 5
 # A single allocation beyond the limit fails; what grows slowly, the live process sees.
 SLACK_BYTES: Final = 256 << 20
+# The live process ends what hangs. Where it died meanwhile, the system does after so many times as long.
+ALARM_TIMES: Final = 30
+# Seconds until a window that could not be kept is tried again.
+KEEP_S: Final = 30.0
 
 
 class Reader:
@@ -113,6 +118,7 @@ class Worker:
         self._counters = reader.memory.counters
         self._told = {"seen": 0, "dropped": 0}
         self._samples, self._hot, self._looked_s = 0, False, time.monotonic() - THERMAL_S
+        self._parent, self._keep_s, self._compares = os.getppid(), 0.0, True
         self._open()
 
     def run(self, duty: Duty) -> None:
@@ -121,7 +127,10 @@ class Worker:
         while True:
             now_s = time.monotonic()
             self._look_at_sensors(now_s)
-            if now_s - self._began >= self._settings.window_s and self.close():
+            if os.getppid() != self._parent:
+                # A child that the application forked holds its side of the pipes open.
+                return
+            if now_s - self._began >= self._settings.window_s and now_s >= self._keep_s and self.close():
                 self._open()
             pause_s = STEP_S if self._hot else duty.pause_s(now_s, time.process_time())
             if pause_s > 0:
@@ -139,23 +148,27 @@ class Worker:
     def close(self) -> bool:
         """Put the window into the spool; where that cannot be done it goes on, and False is returned."""
         for name, at in (("seen", ring.SEEN), ("dropped", ring.DROPPED)):
-            now = int(self._counters[at])
+            # Threads of the application write it, and the last one to do so need not have the highest number.
+            now = max(self._told[name], int(self._counters[at]))
             self._gathered.count(**{name: now - self._told[name]})
             self._told[name] = now
         window = Window(
-            uuid.uuid4().hex, *self._names, self.task, self._began_at_s,
+            self._key, *self._names, self.task, self._began_at_s,
             round(time.monotonic() - self._began, 3), self._gathered.figures(),
         )  # fmt: skip
         try:
             self._spool(window)
         except OSError as error:
             log.warning("a window could not be kept: %s", error)
+            self._keep_s = time.monotonic() + KEEP_S
             return False
         return True
 
     def _open(self) -> None:
         self._gathered = Gathered([spec.name for spec in self._manifest.inputs], self._manifest.labels)
         self._began, self._began_at_s = time.monotonic(), max(0, int(time.time()))
+        # Tried again, it is the same window.
+        self._key = uuid.uuid4().hex
 
     def _look_at_sensors(self, now_s: float) -> None:
         if now_s - self._looked_s < THERMAL_S:
@@ -167,26 +180,32 @@ class Worker:
 
     def _one(self, number: int) -> None:
         """One sample, from its slot to the figures."""
+        if not self._compares:
+            return
         took, inputs, live = self._reader.memory.slot(number)
         for name, values in inputs.items():
             self._gathered.looked_at(name, values)
         self._samples += 1
         began = time.perf_counter()
-        self._counters[ring.BUSY_SINCE] = time.monotonic_ns()
         try:
-            candidate = self._answer(self._candidate, inputs)
+            with self._busy(ring.BUSY_SINCE):
+                candidate = self._answer(self._candidate, inputs)
         except Exception:
             # Every backend has errors of its own; here each of them is one of the candidate.
             log.debug("an input failed", exc_info=True)
             self._gathered.count(errors=1)
             self._counters[ring.ERRORS] += np.uint64(1)
             return
-        finally:
-            self._counters[ring.BUSY_SINCE] = 0
         self._gathered.took(int(took[0]) / 1e6, 1e3 * (time.perf_counter() - began))
         finite = all_finite(live), all_finite(candidate)
         self._gathered.count(live_nans=not finite[0], nans=not finite[1])
-        difference = self._difference(live, candidate) if all(finite) else None
+        try:
+            difference = self._difference(live, candidate) if all(finite) else None
+        except Exception:
+            # A fault of the comparison is none of the candidate: nothing more is told of it.
+            log.exception("answers of the task %s cannot be compared", self.task)
+            self._compares = False
+            return
         self._gathered.compared(difference)
         self._counters[ring.COMPARED] += np.uint64(1)
         self._counters[ring.AGREED] += np.uint64(difference is not None and difference.agreed)
@@ -195,18 +214,19 @@ class Worker:
             self._measure_noise(self._live, inputs, live)
 
     def _measure_noise(self, model: Model, inputs: dict[str, Array], live: Answer) -> None:
-        self._counters[ring.NOISE_SINCE] = time.monotonic_ns()
         try:
-            again = self._answer(model, inputs)
+            with self._busy(ring.NOISE_SINCE):
+                again = self._answer(model, inputs)
         except Exception:
             # The candidate is not to blame; only the noise is not measured.
             log.warning("the copy of the live version failed", exc_info=True)
             self._live = None
             return
-        finally:
-            self._counters[ring.NOISE_SINCE] = 0
         both = all_finite(live) and all_finite(again)
         self._gathered.noise(self._difference(live, again) if both else None)
+
+    def _busy(self, counter: int) -> AbstractContextManager[None]:
+        return busy(self._counters, counter, self._settings.hung_s)
 
     def _difference(self, live: Answer, other: Answer) -> Difference:
         assert self._tolerance is not None
@@ -215,6 +235,18 @@ class Worker:
     def _answer(self, model: Model, inputs: dict[str, Array]) -> Answer:
         found = model.predict(inputs)
         return found if isinstance(found, dict) else {self._manifest.outputs[0].name: found}
+
+
+@contextmanager
+def busy(counters: Array, counter: int, hung_s: float) -> Iterator[None]:
+    """Work that may hang: the live process sees since when, and the system ends this process in any case."""
+    counters[counter] = time.monotonic_ns()
+    signal.setitimer(signal.ITIMER_REAL, ALARM_TIMES * hung_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        counters[counter] = 0
 
 
 def give_way(budget: Shadow) -> None:
@@ -238,24 +270,30 @@ def main(
 ) -> int:
     """Exit status 0 when the live process closed its side, 10 when a version cannot be loaded."""
     began_s = time.monotonic()
-    # An interrupt at the terminal is for the application; this process ends after it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # An interrupt at the terminal, or a stop of the whole service, is for the application; this process ends after it.
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     budget = Shadow.from_json(settings)
     give_way(budget)
     place = Store(Path(store))
     try:
-        model = _loaded(place, candidate, form or None)
+        manifest = place.manifest(place.release(candidate))
+        shared = ring.Memory(ring.Layout.of(manifest, budget.slots, budget.ring_bytes), int(memory))
+        with busy(shared.counters, ring.BUSY_SINCE, budget.hung_s):
+            model = _loaded(place, candidate, form or None)
     except DeviceError as error:
         log.warning("%s", error)
-        return CANNOT_LOAD
-    try:
-        second = _loaded(place, live, form or None) if budget.noise_every else None
-    except DeviceError as error:
-        # The candidate is not to blame; only the noise is not measured.
-        log.warning("%s", error)
-        second = None
-    manifest = place.manifest(place.release(candidate))
-    reader = Reader(ring.Memory(ring.Layout.of(manifest, budget.slots), int(memory)), int(full), int(free))
+        return CANNOT_LOAD if fault_of(error.code) == RELEASE else CANNOT_LOAD_TODAY
+    second = None
+    if budget.noise_every:
+        try:
+            with busy(shared.counters, ring.NOISE_SINCE, budget.hung_s):
+                second = _loaded(place, live, form or None)
+        except (DeviceError, MemoryError) as error:
+            # The candidate is not to blame; only the noise is not measured.
+            log.warning("the noise is not measured: %s", error)
+    reader = Reader(shared, int(full), int(free))
     spool = Spool(place.spool, max_bytes=budget.spool_bytes)
 
     def keep(window: Window) -> None:
@@ -275,10 +313,24 @@ def _loaded(store: Store, release: str, form: str | None) -> Model:
         store.manifest(document),
         locate_in(document, store.blob),
         format=form,
-        settings=Settings(threads=1),
+        # What accelerators there are, the live version has.
+        settings=Settings(threads=1, providers=("CPUExecutionProvider",)),
     )
 
 
+def _say_apart() -> None:
+    """Let logs have standard error for themselves: a backend that floods it would hold the application up."""
+    said = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="replace")
+    with Path(os.devnull).open("w", encoding="ascii") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    logging.basicConfig(level=logging.WARNING, stream=said)
+
+
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING)
-    sys.exit(main(*sys.argv[1:]))
+    _say_apart()
+    try:
+        status = main(*sys.argv[1:])
+    except Exception:
+        log.exception("the shadow ended")
+        status = 1
+    sys.exit(status)

@@ -1,0 +1,229 @@
+"""Which version this process serves, and what becomes of one that cannot be loaded.
+
+A version on probation that cannot be loaded is given up for the whole device, where it is to blame. One that served
+before, or that this process alone cannot load, is taken from nobody: this process serves the version before, and tries
+again later.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from edgekit_runtime.backends import Settings
+from edgekit_runtime.bundle import locate_in
+from edgekit_runtime.errors import BackendError, DeviceError, StoreError
+from edgekit_runtime.events import (
+    DEFAULT_LIMITS,
+    Event,
+    Health,
+    Left,
+    LoadFailed,
+    Loading,
+    fault_of,
+)
+from edgekit_runtime.manager import tell
+from edgekit_runtime.model import Model
+from edgekit_runtime.process import SignOfLife, is_alive, this_process
+from edgekit_runtime.state import PROBATION, State
+from edgekit_runtime.store import Store
+
+log = logging.getLogger(__name__)
+
+# Pause until a version that could not be loaded is tried again, doubled each time.
+RETRY_S, LONGEST_RETRY_S = 5.0, 600.0
+# One load for each slot of the store, and one to see that nothing is left.
+MOST_LOADS: Final = 4
+
+
+@dataclass(slots=True)
+class Counts:
+    """Of predictions, while a version is on probation."""
+
+    predictions: int = 0
+    errors: int = 0
+    nans: int = 0
+    slow: int = 0
+
+
+@dataclass
+class Serving:
+    """A version that is loaded, how it does, and whether the death of this process would be counted against it."""
+
+    release: str
+    model: Model
+    loaded_s: float
+    on_trial: bool
+    max_s: float
+    counted: bool = True
+    counts: Counts = field(default_factory=Counts)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, outputs: Any, *, slow: bool) -> None:
+        """One prediction that answered."""
+        arrays = outputs.values() if isinstance(outputs, dict) else (outputs,)
+        bad = any(a.dtype.kind == "f" and not np.isfinite(a).all() for a in arrays)
+        with self.lock:
+            self.counts.predictions += 1
+            self.counts.nans += bad
+            self.counts.slow += slow
+
+    def failed(self) -> None:
+        """One that raised."""
+        with self.lock:
+            self.counts.predictions += 1
+            self.counts.errors += 1
+
+    def health(self) -> Health:
+        """All of them."""
+        with self.lock:
+            c = self.counts
+            return Health(
+                self.release, time.monotonic() - self.loaded_s, c.predictions, c.errors, c.nans, c.slow
+            )
+
+
+class Loader:
+    """Loads what a store says, in one process.
+
+    Args:
+        store: of the device.
+        format: of the files to run, None for the first whose backend is installed.
+        settings: threads, providers, delegates.
+        max_latency_ms: of a prediction on probation, None for what the manifest says.
+    """
+
+    def __init__(
+        self, store: Store, format: str | None, settings: Settings, max_latency_ms: float | None
+    ) -> None:
+        self._store, self._format, self._settings, self._max_ms = store, format, settings, max_latency_ms
+        self._process = this_process()
+        self._sign: SignOfLife | None = None
+        self._later = _Later()
+
+    def live(self, before: Serving | None) -> Serving:
+        """Load what is live; where that cannot be, what served here, or the version before.
+
+        Args:
+            before: what serves in this process, None at its start.
+
+        Raises:
+            DeviceError: nothing is live, or nothing that is can be loaded.
+        """
+        for _ in range(MOST_LOADS):
+            state = self._store.state()
+            if before is not None and (state.live in (None, before.release) or self._later.holds(state.live)):
+                return before
+            if state.live is None:
+                break
+            if state.phase == PROBATION and not self._announced(state):
+                continue
+            try:
+                serving = self._loaded(state.live, on_trial=state.phase == PROBATION)
+            except (DeviceError, MemoryError) as raised:
+                error = raised if isinstance(raised, DeviceError) else _no_memory(state.live)
+                log.warning("%s", error)
+                self.tell(LoadFailed(state.live, error.code, fault_of(error.code)))
+                if self._store.state().live != state.live:
+                    continue
+                self._later.put_off(state.live)
+                if before is not None:
+                    return before
+                return self._last_good(state, error)
+            self._later = _Later()
+            return serving
+        raise StoreError(
+            f"{self._store.path}: nothing is live",
+            expected="a version that serves",
+            way_out="Install one with `edgekit-runtime install BUNDLE`.",
+            code="nothing_live",
+        )
+
+    def _last_good(self, state: State, error: DeviceError) -> Serving:
+        """The version before, in this process alone, while it cannot load the one that is live."""
+        if state.last_good is not None:
+            with suppress(DeviceError):
+                return self._loaded(state.last_good, on_trial=False)
+        self.leave()
+        raise error
+
+    def _announced(self, state: State) -> bool:
+        """Say that this process is about to load the version on probation; False where that rolled it back."""
+        if self._sign is None:
+            with suppress(OSError):
+                self._sign = SignOfLife(self._store.attempts, self._process)
+        others = (each for each in state.attempts if each != self._process)
+        self.tell(
+            Loading(
+                self._process,
+                frozenset(each for each in others if not is_alive(self._store.attempts, each)),
+            )
+        )
+        with suppress(StoreError):
+            return self._store.state().live == state.live
+        return True
+
+    def _loaded(self, release: str, *, on_trial: bool) -> Serving:
+        document = self._store.release(release)
+        manifest = self._store.manifest(document)
+        model = Model.of(
+            manifest, locate_in(document, self._store.blob), format=self._format, settings=self._settings
+        )
+        limit_ms = self._max_ms if self._max_ms is not None else manifest.compatibility.max_latency_ms
+        max_s = math.inf if limit_ms is None else limit_ms / 1e3
+        return Serving(release, model, time.monotonic(), on_trial, max_s)
+
+    def outlived(self, serving: Serving) -> None:
+        """Let what ends this process from now on be no crash of the version, once it has served long enough."""
+        if serving.counted and time.monotonic() - serving.loaded_s >= DEFAULT_LIMITS.served_s:
+            serving.counted = bool(self.tell(Left(self._process)))
+
+    def leave(self) -> None:
+        """Let the store hear that this process ended as it should."""
+        if self._process.pid == os.getpid():
+            self.tell(Left(self._process))
+            if self._sign is not None:
+                self._sign.close()
+                self._sign = None
+
+    def tell(self, event: Event) -> str:
+        """Let the store hear of an event; returns why it was refused, "" where it was taken."""
+        try:
+            step = tell(self._store, event)
+        except StoreError as error:
+            log.warning("%s", error)
+            return error.code
+        return step.refused
+
+
+class _Later:
+    """Until when a version that could not be loaded is let be."""
+
+    def __init__(self) -> None:
+        self._release, self._until_s, self._pause_s = "", 0.0, RETRY_S
+
+    def holds(self, release: str | None) -> bool:
+        return release == self._release and time.monotonic() < self._until_s
+
+    def put_off(self, release: str) -> None:
+        if release != self._release:
+            self._release, self._pause_s = release, RETRY_S
+        self._until_s = time.monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, LONGEST_RETRY_S)
+
+
+def _no_memory(release: str) -> BackendError:
+    return BackendError(
+        f"{release[:12]}: memory ran out while it was loaded",
+        expected="room for another version beside the one that serves",
+        way_out="Stop other programs, or publish a smaller model.",
+        code="no_memory",
+    )
