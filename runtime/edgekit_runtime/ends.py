@@ -75,11 +75,10 @@ def fit(end: End, value: Any) -> Array:
     Raises:
         InputError: a shape or a dtype that does not fit.
     """
-    array: Array = np.asarray(value)
-    if array.dtype != end.dtype:
-        if not np.can_cast(array.dtype, end.dtype, "same_kind"):
-            raise _misfit(end, f"is {array.dtype}")
-        array = array.astype(end.dtype)
+    array = _exactly(end, as_array(end.name, value))
+    if not end.shape:
+        # A single number, or a rank that the file leaves open: the backend judges.
+        return array
     if array.ndim == len(end.shape) - 1 and end.shape[0] in (-1, 1):
         array = array[None]
     if array.ndim != len(end.shape) or any(
@@ -87,6 +86,42 @@ def fit(end: End, value: Any) -> Array:
     ):
         raise _misfit(end, f"has the shape {np.shape(value)}")
     return array
+
+
+def as_array(name: str, value: Any) -> Array:
+    """What an application gave for an input.
+
+    Raises:
+        InputError: it is no array.
+    """
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise InputError(
+            f"the input {name!r} is no array: {str(error)[:200]}",
+            expected="rows of the same length",
+            way_out="Give a numpy array.",
+            code="input",
+        ) from error
+
+
+def _exactly(end: End, array: Array) -> Array:
+    """The same numbers in the dtype of an end."""
+    if array.dtype == end.dtype:
+        return array
+    whole = array.dtype.kind in "iu" and end.dtype.kind in "iub"
+    if not whole and not np.can_cast(array.dtype, end.dtype, "same_kind"):
+        raise _misfit(end, f"is {array.dtype}")
+    if whole and array.size:
+        low, high = (0, 1) if end.dtype.kind == "b" else (np.iinfo(end.dtype).min, np.iinfo(end.dtype).max)
+        for number in (int(array.min()), int(array.max())):
+            if not low <= number <= high:
+                raise _misfit(end, f"holds {number}")
+    with np.errstate(over="ignore"):
+        found = array.astype(end.dtype)
+    if found.dtype.kind == "f" and not np.isfinite(found).all() and np.isfinite(array).all():
+        raise _misfit(end, f"holds {float(np.abs(array).max()):g}")
+    return found
 
 
 def _end(

@@ -13,7 +13,7 @@ import numpy as np
 from edgekit_runtime.backends import BACKENDS, Array, Session, Settings, installed, open_session
 from edgekit_runtime.bundle import MANIFEST, Bundle, Locate, check_artifact
 from edgekit_runtime.contract import Artifact, Manifest
-from edgekit_runtime.ends import End, fit, of_file, of_manifest
+from edgekit_runtime.ends import End, as_array, fit, of_file, of_manifest
 from edgekit_runtime.errors import ArtifactError, BackendError, InputError
 from edgekit_runtime.golden import SelfTest, compare, read_golden
 from edgekit_runtime.preprocessing import Preprocessing
@@ -52,11 +52,12 @@ class Info:
 class Model:
     """A model that is loaded. Safe to call from several threads."""
 
-    __slots__ = ("__weakref__", "_any_batch", "_entries", "_exits", "_golden", "_session", "info")
+    __slots__ = ("__weakref__", "_any_batch", "_entries", "_exits", "_golden", "_rows", "_session", "info")
 
     def __init__(self, session: Session, info: Info, golden: Path | None) -> None:
         self.info, self._session, self._golden = info, session, golden
         self._any_batch = all(port.shape[:1] == (-1,) for port in session.inputs)
+        self._rows = session.inputs[0].shape[0] if session.inputs and session.inputs[0].shape else 1
         self._entries = tuple(sorted(info.inputs, key=lambda end: end.place))
         self._exits = tuple((end.name, end.place, end.convert) for end in info.outputs)
 
@@ -74,10 +75,21 @@ class Model:
             BackendError: no backend runs it here.
         """
         place = Path(path)
-        if (place / MANIFEST).exists():
+        try:
+            whole = (place / MANIFEST).exists()
+        except (OSError, ValueError) as error:
+            raise _unknown(place, getattr(error, "strerror", None) or str(error)) from error
+        if whole:
             bundle = Bundle.open(place)
             return Model.of(bundle.manifest, bundle.locate, format=format, settings=settings)
         kind = format or _sniff(place)
+        if kind not in BACKENDS:
+            raise InputError(
+                f"the format {kind!r}",
+                expected=f"one of {', '.join(BACKENDS)}",
+                way_out="Leave it out: the file says what it is.",
+                code="option",
+            )
         session = open_session(kind, place, settings)
         info = Info(
             place.stem, "", kind, "", (),
@@ -152,16 +164,16 @@ class Model:
         Raises:
             InputError: a name, shape or dtype that does not fit.
         """
-        arrays, bare = self._arrays(x)
-        if (
-            not self._any_batch
-            and arrays
-            and arrays[0].shape[:1] not in ((), (1,), self._session.inputs[0].shape[:1])
-        ):
-            return self.predict_batch(x)
+        arrays, bare = self._ready(x), False
+        if arrays is None:
+            given = self._named(x)
+            if self._is_batch(given):
+                return self.predict_batch(given)
+            arrays, bare = self._fitted(given), self._is_bare(given)
         found = self._run(arrays)
         if bare:
-            found = [y[0] for y in found]
+            # What a file gives without an axis for samples stays as it is.
+            found = [y[0] if y.shape[:1] == (1,) else y for y in found]
         return found[0] if len(found) == 1 else self._by_name(found)
 
     def predict_raw(self, raw: Array) -> Any:
@@ -193,7 +205,7 @@ class Model:
         if self._any_batch:
             found = self._run(self._fitted(given))
         else:
-            rows = [self._run(self._fitted({k: v[i : i + 1] for k, v in given.items()})) for i in range(n)]
+            rows = [self._row({k: v[i : i + 1] for k, v in given.items()}) for i in range(n)]
             found = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
         return found[0] if len(found) == 1 else self._by_name(found)
 
@@ -231,40 +243,79 @@ class Model:
         outputs = [found] if len(self.info.outputs) == 1 else [found[end.name] for end in self.info.outputs]
         return compare(golden, outputs)
 
-    def _arrays(self, x: Array | Mapping[str, Array]) -> tuple[list[Array], bool]:
-        """Arrays for the file, and whether the sample came without its batch axis."""
-        # The one input that already is what the file takes is nearly every call there is.
+    def _ready(self, x: Array | Mapping[str, Array]) -> list[Array] | None:
+        """The one input that already is what the file takes: nearly every call there is."""
         if isinstance(x, np.ndarray) and len(self._entries) == 1:
             end = self._entries[0]
-            if x.dtype == end.dtype and x.ndim == len(end.shape) and x.shape[1:] == end.shape[1:]:
-                return [end.convert(x) if end.convert else x], False
-        given = self._named(x)
-        first = self.info.inputs[0]
-        bare = len(np.shape(given[first.name])) == len(first.shape) - 1
-        return self._fitted(given), bare
+            if (
+                x.dtype == end.dtype
+                and x.ndim == len(end.shape)
+                and x.shape[1:] == end.shape[1:]
+                and (not x.ndim or self._rows in (-1, x.shape[0]))
+            ):
+                return [end.convert(x) if end.convert else x]
+        return None
+
+    def _is_bare(self, given: Mapping[str, Array]) -> bool:
+        """Whether samples come without an axis for them."""
+        return any(given[end.name].ndim == len(end.shape) - 1 for end in self.info.inputs[:1])
+
+    def _is_batch(self, given: Mapping[str, Array]) -> bool:
+        """Whether there are several samples for a file that takes one."""
+        return not self._any_batch and any(
+            given[end.name].ndim == len(end.shape) > 0
+            and end.shape[0] in (-1, 1)
+            and given[end.name].shape[0] not in (1, self._rows)
+            for end in self.info.inputs[:1]
+        )
+
+    def _row(self, given: Mapping[str, Array]) -> list[Array]:
+        found = self._run(self._fitted(given))
+        for (name, _, _), y in zip(self._exits, found, strict=True):
+            if y.shape[:1] != (1,):
+                raise InputError(
+                    f"the output {name!r} of one sample has the shape {y.shape}, which does not tell samples apart",
+                    expected="one sample at a time, as this file has no axis for them",
+                    way_out="Call predict for each sample.",
+                    code="input",
+                )
+        return found
 
     def _named(self, x: Array | Mapping[str, Array]) -> Mapping[str, Array]:
         names = [end.name for end in self.info.inputs]
-        if not isinstance(x, Mapping):
+        if not isinstance(x, Mapping) and len(names) == 1:
             x = {names[0]: x}
-        if x.keys() != set(names):
+        if not isinstance(x, Mapping) or x.keys() != set(names):
             raise InputError(
-                f"inputs {', '.join(map(repr, x))}",
-                expected=f"{', '.join(map(repr, names))}",
+                f"inputs {', '.join(map(repr, x))}" if isinstance(x, Mapping) else "one input",
+                expected=", ".join(map(repr, names)) or "none",
                 way_out="Pass one array for each input, by its name.",
                 code="input",
             )
-        return x
+        return {name: as_array(name, value) for name, value in x.items()}
 
     def _fitted(self, given: Mapping[str, Array]) -> list[Array]:
         arrays = []
         for end in self._entries:
             array = fit(end, given[end.name])
-            arrays.append(end.convert(array) if end.convert else np.ascontiguousarray(array))
+            # Not `ascontiguousarray`, which gives a single number an axis.
+            arrays.append(end.convert(array) if end.convert else np.asarray(array, order="C"))
         return arrays
 
     def _run(self, arrays: Sequence[Array]) -> list[Array]:
-        found = self._session.run(arrays)
+        try:
+            found = self._session.run(arrays)
+        except MemoryError:
+            raise
+        except Exception as error:
+            # Every backend has exceptions of its own.
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            raise BackendError(
+                f"{self.info.name}: {said[0][:300]}",
+                expected="inputs that the model computes an answer from",
+                way_out="Look at their shapes and values; `edgekit-runtime bench` runs the model on zeros.",
+                code="run",
+            ) from error
         return [convert(found[place]) if convert else found[place] for _, place, convert in self._exits]
 
     def _by_name(self, found: Iterable[Array]) -> dict[str, Array]:
@@ -315,8 +366,8 @@ def _sniff(path: Path) -> str:
     try:
         with path.open("rb") as stream:
             head = stream.read(8)
-    except OSError as error:
-        raise _unknown(path, error.strerror or str(error)) from error
+    except (OSError, ValueError) as error:
+        raise _unknown(path, getattr(error, "strerror", None) or str(error)) from error
     if head[4:8] == b"TFL3":
         return "tflite"
     # An ONNX file is a protobuf whose first field is its version, field 1, a varint.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgekit_runtime.errors import ArtifactError, InputError
 from edgekit_runtime.resample import FILTERS, NEAREST, resize
+from edgekit_runtime.strict_json import is_real
 
 COLORS: Final = ("RGB", "BGR", "GRAY")
 LAYOUTS: Final = ("NCHW", "NHWC")
@@ -157,7 +158,7 @@ def _size(key: str, value: Any) -> Size | None:
 
 def _numbers(key: str, value: Any) -> tuple[float, ...]:
     items = value if isinstance(value, list) else [value]
-    if not all(type(x) in (int, float) and np.isfinite(x) for x in items):
+    if not all(is_real(x) for x in items):
         raise _wrong(key, value, "finite numbers")
     return tuple(float(x) for x in items)
 

@@ -111,6 +111,10 @@ BACKENDS: Final[Mapping[str, Backend]] = MappingProxyType(
 )
 
 
+# What C++ says where Python would raise MemoryError.
+NO_MEMORY: Final = ("bad_alloc", "Failed to allocate memory", "bad allocation")
+
+
 def open_session(format: str, path: Path, settings: Settings) -> Session:
     """Load a file in the backend of its format.
 
@@ -163,6 +167,13 @@ def _spec(module: str) -> bool:
 def refused(path: Path, backend: Backend, error: Exception) -> BackendError:
     """The error for a file that a backend does not load or run."""
     said = str(error).strip().splitlines() or [type(error).__name__]
+    if any(each in str(error) for each in NO_MEMORY):
+        return BackendError(
+            f"{path}: {said[0][:300]}",
+            expected="memory for the model",
+            way_out="Stop other programs, or publish a smaller model.",
+            code="no_memory",
+        )
     return BackendError(
         f"{path}: {said[0][:300]}",
         expected=f"a {backend.format} file that this version of {backend.distributions[0]} runs",

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from edgekit_runtime.backends import BACKENDS, Array, Port, Settings, import_backend
 from edgekit_runtime.errors import BackendError
 
+MOST_GRID_BYTES: Final = 2
+
 
 class _Session:
     """An interpreter has one set of buffers: calls from several threads take turns."""
 
-    __slots__ = ("_indices", "_interpreter", "_lock", "_results", "_shapes", "inputs", "outputs")
+    __slots__ = ("_fits", "_indices", "_interpreter", "_lock", "_results", "_shapes", "inputs", "outputs")
 
     def __init__(self, interpreter: Any) -> None:
         self._interpreter = interpreter
@@ -27,25 +29,29 @@ class _Session:
         self._indices = [detail["index"] for _, detail in ends_in]
         self._shapes = [tuple(int(n) for n in detail["shape"]) for _, detail in ends_in]
         self._results = [detail["index"] for _, detail in ends_out]
-        self._lock = threading.Lock()
+        self._lock, self._fits = threading.Lock(), True
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         interpreter = self._interpreter
         with self._lock:
             for k, array in enumerate(arrays):
-                if array.shape != self._shapes[k]:
+                if array.shape != self._shapes[k] or not self._fits:
                     self._resize(arrays)
                     break
+            # What a call leaves in variables is not for the next one, which may be of another thread.
+            interpreter.reset_all_variables()
             for index, array in zip(self._indices, arrays, strict=True):
                 interpreter.set_tensor(index, array)
             interpreter.invoke()
             return [interpreter.get_tensor(index) for index in self._results]
 
     def _resize(self, arrays: Sequence[Array]) -> None:
+        # Where this fails half way, the next call has to begin anew, whatever its shapes.
+        self._fits = False
         for index, array in zip(self._indices, arrays, strict=True):
             self._interpreter.resize_tensor_input(index, array.shape, strict=True)
         self._interpreter.allocate_tensors()
-        self._shapes = [array.shape for array in arrays]
+        self._shapes, self._fits = [array.shape for array in arrays], True
 
 
 def open_file(path: Path, settings: Settings) -> _Session:
@@ -91,13 +97,26 @@ def _ends(interpreter: Any) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]
     """(name, details) of inputs and outputs, by the names of the signature where there is one."""
     signatures = interpreter.get_signature_list()
     plain_in, plain_out = interpreter.get_input_details(), interpreter.get_output_details()
-    if len(signatures) != 1:
-        return [(d["name"], d) for d in plain_in], [(d["name"], d) for d in plain_out]
-    runner = interpreter.get_signature_runner(next(iter(signatures)))
-    return (
-        _named(runner.get_input_details(), plain_in),
-        _named(runner.get_output_details(), plain_out),
-    )
+    if len(signatures) == 1:
+        runner = interpreter.get_signature_runner(next(iter(signatures)))
+        sides = (runner.get_input_details(), plain_in), (runner.get_output_details(), plain_out)
+        # What a signature leaves out would be computed from whatever lies in memory.
+        if all(_indices(named.values()) == _indices(plain) for named, plain in sides):
+            return _named(*sides[0]), _named(*sides[1])
+    return _unnamed("input", plain_in), _unnamed("output", plain_out)
+
+
+def _indices(details: Iterable[Any]) -> set[int]:
+    return {int(detail["index"]) for detail in details}
+
+
+def _unnamed(kind: str, details: Sequence[Any]) -> list[tuple[str, Any]]:
+    """Names of the graph, which need not be there, nor be different."""
+    names = [detail["name"] or f"{kind}_{place}" for place, detail in enumerate(details)]
+    return [
+        (name if names.count(name) == 1 else f"{name}_{place}", detail)
+        for place, (name, detail) in enumerate(zip(names, details, strict=True))
+    ]
 
 
 def _named(named: dict[str, Any], plain: Sequence[Any]) -> list[tuple[str, Any]]:
@@ -107,6 +126,17 @@ def _named(named: dict[str, Any], plain: Sequence[Any]) -> list[tuple[str, Any]]
 
 
 def _port(name: str, detail: Any) -> Port:
+    dtype = np.dtype(detail["dtype"])
+    if dtype.kind not in "biuf":
+        raise BackendError(
+            f"{name!r} holds {dtype}",
+            expected="tensors of numbers at the ends of a model",
+            way_out="Export the model without what makes numbers of texts.",
+            code="ends",
+        )
     scale, zero_point = detail["quantization"]
+    if dtype.kind not in "iu" or dtype.itemsize > MOST_GRID_BYTES:
+        # Real values, or whole ones too large for a float, whatever the file says of a grid.
+        scale, zero_point = 0.0, 0
     shape = tuple(int(n) for n in detail.get("shape_signature", detail["shape"]))
-    return Port(name, np.dtype(detail["dtype"]), shape, float(scale), int(zero_point))
+    return Port(name, dtype, shape, float(scale), int(zero_point))
