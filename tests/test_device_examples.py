@@ -120,8 +120,8 @@ def unit() -> configparser.ConfigParser:
 
 def test_the_unit_starts_an_agent_that_the_command_line_knows() -> None:
     service = unit()["Service"]
-    program, *arguments = shlex.split(service["ExecStart"])
-    assert program.endswith("/bin/edgekit-runtime")
+    program, option, module, *arguments = shlex.split(service["ExecStart"])
+    assert (program, option, module) == ("/opt/edgekit/bin/python", "-m", _parser.__module__)
     options = _parser().parse_args(arguments)
     assert str(options.root) == "/etc/edgekit/root.json"
     assert (service["Type"], service["Restart"], service["StateDirectory"]) == ("notify", "always", "edgekit")
@@ -136,7 +136,7 @@ def test_the_unit_waits_longer_for_a_sign_of_life_than_a_trial_takes() -> None:
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed here")
 def test_the_unit_is_one_for_systemd(tmp_path: Path) -> None:
-    text = UNIT.read_text(encoding="utf-8").replace("/opt/edgekit/bin/edgekit-runtime", "/bin/true")
+    text = UNIT.read_text(encoding="utf-8").replace("/opt/edgekit/bin/python", "/bin/true")
     copy = tmp_path / UNIT.name
     copy.write_text(text)
     done = subprocess.run(
@@ -172,7 +172,17 @@ def test_the_script_installs_again_and_again_and_keeps_what_a_person_wrote(tmp_p
     assert again.returncode == 0
     assert settings.read_text() == "EDGEKIT_SERVER=https://other.example.com\n"
     asked = (prefix / "asked").read_text().splitlines()
-    assert [line.split()[-1] for line in asked] == ["edgekit-runtime[tflite]", "edgekit-runtime[onnx]"]
+    installed = [line.split()[-1] for line in asked if "install" in line]
+    assert installed == ["edgekit-runtime[tflite]", "edgekit-runtime[onnx]"]
+    assert "stays as it is" in again.stderr
+
+
+def test_the_first_root_stays_as_newer_ones_come_from_the_server(tmp_path: Path) -> None:
+    prefix, root = tmp_path / "prefix", tmp_path / "root.json"
+    for text in ("first", "rotated"):
+        root.write_text(text)
+        assert install(prefix, "--server", "https://fleet.example.com", "--root", str(root)).returncode == 0
+    assert (prefix / "etc" / "edgekit" / "root.json").read_text() == "first"
 
 
 @pytest.mark.parametrize(

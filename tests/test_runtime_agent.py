@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgekit_runtime.agent import loop
 from edgekit_runtime.agent.decide import Activate, Decision, GoOn, Install, Leave, Withdraw, decide
 from edgekit_runtime.agent.fetcher import METADATA, TARGETS, Fetcher
 from edgekit_runtime.agent.loop import Agent, Polled, pause_s
@@ -37,7 +40,7 @@ from edgekit_runtime.state import (
 from edgekit_runtime.store import Store
 from edgekit_runtime.trust import Trust
 from edgekit_runtime.windows import Counts, Figures, Window
-from support.adders import WIDTH, adder
+from support.adders import WIDTH, add, adder
 from support.fleet import Fleet
 from support.releases import Published, publish
 
@@ -535,3 +538,126 @@ def test_it_polls_until_it_is_told_to_stop_whatever_goes_wrong(
         thread.join(10)
     assert not thread.is_alive()
     assert slots(board)[:2] == (PROBATION, release)
+
+
+# What a review found
+
+
+@pytest.mark.parametrize("phase", [VERIFY, STAGE])
+def test_a_release_that_is_no_longer_wanted_does_not_go_live_after_a_power_cut(
+    board: Board, fleet: Fleet, phase: str
+) -> None:
+    first, second = fleet.publish(adder(1.0)), fleet.publish(adder(2.0))
+    fleet.select(first)
+    board.poll()
+    board.good()
+    board.poll()
+    board.store.save(replace(board.store.state(), phase=phase, candidate=second, shadow=False))
+    fleet.select(second, bound=0)
+    polled = board.poll()
+    assert isinstance(polled.decided, Withdraw | Leave)
+    assert slots(board) == (IDLE, first, None)
+    assert board.store.state().failed == {}
+
+
+def test_what_has_come_in_is_tried_out_though_no_server_answers(board: Board, fleet: Fleet) -> None:
+    first, second = fleet.publish(adder(1.0)), fleet.publish(adder(2.0))
+    fleet.select(first)
+    board.poll()
+    board.good()
+    board.poll()
+    add(board.store, adder(2.0))
+    board.store.save(replace(board.store.state(), phase=VERIFY, candidate=second, shadow=False))
+    fleet.offline = True
+    board.poll()
+    assert board.store.state().live == second
+
+
+def test_a_fresh_device_does_not_go_live_with_what_is_meant_for_the_shadow(
+    board: Board, fleet: Fleet
+) -> None:
+    fleet.select(fleet.publish(adder(1.0)), mode="shadow")
+    assert board.poll().decided == Leave("nothing_to_run_beside")
+    assert slots(board) == (IDLE, None, None)
+
+
+def test_a_window_that_the_server_will_never_take_is_dropped_and_counted_and_no_other_is(
+    board: Board, fleet: Fleet
+) -> None:
+    spool = keep(board.store, range(7))
+    fleet.refuses = f"{3:032x}"
+    polled = board.poll()
+    assert polled.uploaded is not None
+    assert polled.uploaded.windows == 6
+    again = Spool(board.store.spool, max_bytes=8 << 20)
+    assert (list(again), again.dropped - spool.dropped) == ([], 1)
+    assert fleet.refuses not in fleet.known
+
+
+def test_a_server_that_takes_nothing_of_anybody_costs_no_window(board: Board, fleet: Fleet) -> None:
+    keep(board.store, range(3))
+    fleet.refuses = "schema"
+    assert "not_taken" in codes(board.poll())
+    assert len(list(Spool(board.store.spool, max_bytes=8 << 20))) == 3
+
+
+def test_a_window_that_cannot_be_read_just_now_is_kept(
+    board: Board, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(board.store, range(3))
+
+    def busy(*_: object) -> bytes:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with monkeypatch.context() as short:
+        short.setattr(Spool, "read", busy)
+        assert "disk" in codes(board.poll())
+    assert len(list(Spool(board.store.spool, max_bytes=8 << 20))) == 3
+    board.poll()
+    assert len(fleet.known) >= 3
+
+
+def test_a_label_that_is_half_a_character_is_told_all_the_same(board: Board, fleet: Fleet) -> None:
+    spool = Spool(board.store.spool, max_bytes=8 << 20)
+    spool.put("ab" * 16, json.dumps({"key": "ab" * 16, "label": "\ud800"}).encode())
+    board.poll()
+    assert fleet.known.get("ab" * 16) == 1
+
+
+def test_a_fault_of_our_own_ends_a_poll_and_not_the_agent(
+    board: Board, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "decide", lambda *_: 1 / 0)
+    fleet.select(fleet.publish(adder(1.0)))
+    assert codes(board.poll()) == ["unexpected"]
+
+
+def test_an_answer_that_ends_early_is_gone_on_with(board: Board, fleet: Fleet) -> None:
+    published = adder(1.0, weight_bytes=1 << 16)
+    release = fleet.publish(published)
+    fleet.select(release)
+    whole = fleet._parts
+
+    def short(path: str, content: bytes) -> Iterator[bytes]:
+        return whole(path, content[: max(1, len(content) // 2)])
+
+    fleet._parts = short  # type: ignore[method-assign]
+    assert "network" in codes(board.poll())
+    assert board.store.state().phase == FETCH
+    fleet._parts = whole  # type: ignore[method-assign]
+    board.poll()
+    assert board.store.state().live == release
+
+
+def test_files_of_what_serves_that_rotted_come_again_from_the_server(board: Board, fleet: Fleet) -> None:
+    published = adder(1.0)
+    release = fleet.publish(published)
+    fleet.select(release)
+    board.poll()
+    board.good()
+    board.poll()
+    blob = board.store.blob(published.release.files["model.onnx"].sha256)
+    blob.write_bytes(b"rotten")
+    board.agent._mend_s = -1e9
+    board.poll()
+    board.store.check(board.store.release(release))

@@ -187,7 +187,6 @@ def test_one_poll_installs_what_the_fleet_selects(
     [
         (["--device", "no/name"], "option"),
         (["--channel", ""], "option"),
-        (["--interval", "0"], "option"),
         (["--server", "nowhere"], "server"),
         (["--root", "/nowhere/root.json"], "input"),
         (["--token-file", "/nowhere/token"], "input"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgekit_runtime.disk import Disk
 from edgekit_runtime.spool import Spool
 from support.crashes import Recorder, cuts, rebuild
 
@@ -166,3 +168,33 @@ def test_the_check_sees_every_sync_that_is_left_out(tmp_path: Path, skipped: tup
     recorder = Recorder(skip=skipped)
     life(root, recorder)
     assert any(broken(recorder, root, scratch))
+
+
+def test_a_disk_that_fails_leaves_neither_halves_nor_what_was_said_to_be_lost(tmp_path: Path) -> None:
+    class Failing(Disk):
+        left = 0
+
+        def sync_folder(self, path: Path) -> None:
+            if self.left:
+                raise OSError(errno.ENOSPC, "no room")
+            super().sync_folder(path)
+
+    disk = Failing()
+    spool = Spool(tmp_path / "spool", max_bytes=1 << 20, disk=disk)
+    disk.left = 1
+    for _ in range(5):
+        with pytest.raises(OSError, match="no room"):
+            spool.put("ab" * 16, b"window")
+    assert not list((tmp_path / "spool").glob("*-*"))
+    disk.left = 0
+    assert spool.put("ab" * 16, b"window")
+    assert len(list(spool)) == 1
+
+
+def test_what_no_server_will_ever_have_is_counted_as_dropped(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", max_bytes=1 << 20)
+    for number in range(3):
+        spool.put(f"{number:032x}", b"window")
+    spool.give_up(next(iter(spool)))
+    again = Spool(tmp_path / "spool", max_bytes=1 << 20)
+    assert (len(list(again)), again.dropped) == (2, 1)

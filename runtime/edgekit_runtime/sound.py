@@ -17,6 +17,8 @@ from edgekit_runtime.errors import ArtifactError, InputError
 
 # No model needs more; a manifest that asks for it is no recipe but an attack on memory.
 MOST: Final = 65536
+# Quieter than any recording, and a number still.
+LOWEST_DB: Final = -300.0
 Samples = NDArray[np.float32] | NDArray[np.int16]
 
 
@@ -63,10 +65,13 @@ class Sound:
             raise _wrong("fft", self.fft, f"at least the window, {self.window}")
         if not 0 <= self.lowest_hz < self.highest_hz <= self.rate / 2:
             raise _wrong("highest_hz", self.highest_hz, f"above lowest_hz, at most {self.rate / 2:g}")
-        if self.floor_db >= 0:
-            raise _wrong("floor_db", self.floor_db, "a number below 0")
+        if not LOWEST_DB <= self.floor_db < 0:
+            raise _wrong("floor_db", self.floor_db, f"a number below 0, at least {LOWEST_DB:g}")
         if self.length > MOST * 64 or self.frames * self.window > MOST * 64:
             raise _wrong("frames", self.frames, f"a recording of at most {MOST * 64} samples")
+        for one, other in (("frames", "fft"), ("fft", "bands"), ("frames", "bands")):
+            if getattr(self, one) * getattr(self, other) > MOST * 64:
+                raise _wrong(one, getattr(self, one), f"at most {MOST * 64} numbers together with {other}")
 
     @staticmethod
     def from_manifest(table: object) -> Sound:

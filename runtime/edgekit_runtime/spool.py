@@ -113,7 +113,15 @@ class Spool:
                 self.disk.remove(self.path / entry.name)
         # Never the name of one that gave way: the next process removes what is left of those.
         number = 1 + max((entry.number for entry in (*entries, *self._going)), default=-1)
-        replace(self.disk, self.path / Entry(number, value, key).name, document)
+        path = self.path / Entry(number, value, key).name
+        try:
+            replace(self.disk, path, document)
+        except OSError:
+            # Whoever hears of this tries again, and must not find it here then.
+            for half in (path, path.with_name(f"{path.name}.new")):
+                with suppress(OSError):
+                    self.disk.remove(half)
+            raise
         return True
 
     def read(self, entry: Entry) -> bytes:
@@ -127,6 +135,12 @@ class Spool:
     def done(self, entry: Entry) -> None:
         """Forget a document that the server has; after a power cut it may be offered again, under the same key."""
         self.disk.remove(self.path / entry.name)
+
+    def give_up(self, entry: Entry) -> None:
+        """Forget a document that no server will ever have; it is counted as dropped."""
+        with self._locked():
+            self._count(1, (entry,))
+            self.disk.remove(self.path / entry.name)
 
     def __iter__(self) -> Iterator[Entry]:
         """Entries that are here now, oldest first."""

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from edgekit_runtime.agent.fetch import release_path
-from edgekit_runtime.agent.transport import Answer
+from edgekit_runtime.agent.transport import NOT_TAKEN, Answer, unreachable
 from edgekit_runtime.errors import NetworkError
 from edgekit_runtime.policies import BUCKETS, Policy
 from support.releases import Published
@@ -32,6 +32,7 @@ class Fleet:
         offline: nothing is answered.
         break_after: bytes of a blob after which the line breaks, None where it holds.
         deaf: posts are taken, but the answer is lost.
+        refuses: a post with this text in it is not taken, however often it comes; "" for none.
     """
 
     def __init__(self) -> None:
@@ -41,6 +42,7 @@ class Fleet:
         self.posts: list[dict[str, Any]] = []
         self.known: dict[str, int] = {}
         self.offline = self.deaf = False
+        self.refuses = ""
         self.break_after: int | None = None
         self.sent_bytes = 0
 
@@ -87,6 +89,8 @@ class Fleet:
         """As `Transport.post`."""
         self._reach(path)
         told = json.loads(gzip.decompress(body))
+        if self.refuses and self.refuses in json.dumps(told):
+            raise unreachable(path, "status 422", code=NOT_TAKEN)
         self.posts.append(told)
         have = [each["key"] for each in (*told["reports"], *told["windows"])]
         for key in have:

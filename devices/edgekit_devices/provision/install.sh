@@ -50,9 +50,12 @@ if [ -z "$prefix" ] && ! id edgekit >/dev/null 2>&1; then
     useradd --system --home-dir /var/lib/edgekit --shell /usr/sbin/nologin edgekit
 fi
 mkdir -p "$prefix/opt" "$prefix/etc/edgekit" "$prefix/etc/systemd/system"
-[ -x "$prefix/opt/edgekit/bin/python" ] || "$python" -m venv "$prefix/opt/edgekit"
-"$prefix/opt/edgekit/bin/python" -m pip install --quiet --disable-pip-version-check "$package[$format]"
-install -m 644 "$root" "$prefix/etc/edgekit/root.json"
+# One that was cut off before it had pip is made anew.
+"$prefix/opt/edgekit/bin/python" -m pip --version >/dev/null 2>&1 ||
+    "$python" -m venv --clear "$prefix/opt/edgekit"
+"$prefix/opt/edgekit/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade "$package[$format]"
+# The first root stays: newer ones come from the server, signed by it.
+[ -e "$prefix/etc/edgekit/root.json" ] || install -m 644 "$root" "$prefix/etc/edgekit/root.json"
 # What a person wrote there stays.
 if [ ! -e "$prefix/etc/edgekit/agent.env" ]; then
     {
@@ -60,11 +63,14 @@ if [ ! -e "$prefix/etc/edgekit/agent.env" ]; then
         echo "EDGEKIT_SERVER=$server"
         echo "EDGEKIT_CHANNEL=$channel"
     } >"$prefix/etc/edgekit/agent.env"
+elif ! grep -qxF "EDGEKIT_SERVER=$server" "$prefix/etc/edgekit/agent.env"; then
+    echo "install.sh: $prefix/etc/edgekit/agent.env stays as it is, and names another server than $server" >&2
 fi
 install -m 644 "$here/edgekit-agent.service" "$prefix/etc/systemd/system/edgekit-agent.service"
 if [ -z "$prefix" ]; then
     systemctl daemon-reload
-    systemctl enable --now edgekit-agent
+    systemctl enable edgekit-agent
+    systemctl restart edgekit-agent
     echo "the agent runs: journalctl -u edgekit-agent; versions: EDGEKIT_STORE=/var/lib/edgekit /opt/edgekit/bin/edgekit-runtime status"
 else
     echo "everything is below $prefix; nothing was started"

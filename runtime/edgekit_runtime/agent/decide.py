@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from edgekit_runtime.policies import Policy
-from edgekit_runtime.state import FETCH, IDLE, PROBATION, SHADOW, State
+from edgekit_runtime.state import FETCH, IDLE, PROBATION, SHADOW, STAGE, VERIFY, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def decide(state: State, policy: Policy, device: str) -> Decision:
         return Leave("pinned")
     if not policy.includes(device):
         # A rollout that was stopped: what it brought so far does not go live.
-        return Withdraw() if state.phase in {FETCH, SHADOW} else Leave("not_meant")
+        return Withdraw() if state.phase in {FETCH, VERIFY, STAGE, SHADOW} else Leave("not_meant")
     rule = _RULES.get(state.phase)
     return rule(state, policy) if rule is not None else GoOn()
 
@@ -92,9 +92,16 @@ def _at_rest(state: State, policy: Policy) -> Decision:
         return Withdraw()
     if policy.release in state.failed:
         return Leave("failed_before")
+    if policy.mode == "shadow" and state.live is None:
+        return Leave("nothing_to_run_beside")
     return Install(policy.release, shadow=policy.mode == "shadow")
 
 
 _RULES: Final[Mapping[str, Callable[[State, Policy], Decision]]] = MappingProxyType(
-    {FETCH: _coming_in, SHADOW: _beside, PROBATION: _on_probation, IDLE: _at_rest}
+    {
+        **dict.fromkeys((FETCH, VERIFY, STAGE), _coming_in),
+        SHADOW: _beside,
+        PROBATION: _on_probation,
+        IDLE: _at_rest,
+    }
 )

@@ -34,7 +34,7 @@ def fetch(
         store.check_room(found, store.state())
         for sha256, file in store.missing(found).items():
             at, parts = _ask(transport, sha256, file, store.received(sha256))
-            store.add(sha256, file.size_bytes, _each(parts, going_on), at=at)
+            store.add(sha256, file.size_bytes, _each(parts, going_on, sha256, file.size_bytes - at), at=at)
         # Last: where it is, all of the release is.
         store.add(release, len(text), (text,))
 
@@ -77,10 +77,14 @@ def _ask(transport: Transport, sha256: str, file: File, received: int) -> tuple[
     return answer.at, answer.parts
 
 
-def _each(parts: Iterable[bytes], going_on: Callable[[], None]) -> Iterator[bytes]:
+def _each(parts: Iterable[bytes], going_on: Callable[[], None], sha256: str, left: int) -> Iterator[bytes]:
     for part in parts:
         going_on()
+        left -= len(part)
         yield part
+    if left > 0:
+        # Not every end is told from a break; what came stays, and the next try asks for the rest.
+        raise unreachable(f"blobs/{sha256}", f"the answer ended {left:,} bytes before the end")
 
 
 def _not_it(release: str, found: str) -> ArtifactError:

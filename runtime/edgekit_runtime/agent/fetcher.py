@@ -29,7 +29,7 @@ class Fetcher(FetcherInterface):
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         answer = self._transport.get(url, tag=self._tag if url == CHANGES else "")
-        if answer.status == NOT_MODIFIED:
+        if answer.status == NOT_MODIFIED and url == CHANGES and self._tag:
             yield self._content
             return
         if answer.status != 200:

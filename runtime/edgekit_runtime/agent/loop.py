@@ -34,8 +34,9 @@ LONGEST_S: Final = 3600.0
 MEND_S: Final = 24 * 3600.0
 # Steps that one policy can ask for: drop another candidate, then install.
 MOST_STEPS: Final = 3
-# Phases that go on without a server.
-ALONE: Final = frozenset({VERIFY, STAGE, COMMIT, ROLLBACK})
+# Phases of what is decided already, and of what has come in, which goes on where no server can say that it should not.
+SETTLED: Final = frozenset({COMMIT, ROLLBACK})
+COME_IN: Final = frozenset({VERIFY, STAGE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +94,10 @@ class Agent:
         self._known: tuple[str, Policy] | None = None
         self._mend_s = -math.inf
         self._stop = threading.Event()
+        self._bring = fetch(store, trust.document, transport, self.going_on)
         self._manager = Manager(
             store,
-            fetch=fetch(store, trust.document, transport, self.going_on),
+            fetch=self._fetch,
             stage=stage,
             told=lambda error: log.warning("%s", error.what, extra={"code": error.code}),
         )
@@ -105,12 +107,12 @@ class Agent:
         errors: list[DeviceError] = []
         decided: Decision | None = None
         try:
-            if self._store.state().phase in ALONE:
-                self._manager.go_on()
-            decided = self._follow()
-            self._mend()
+            decided = self._step()
         except DeviceError as error:
             errors.append(error)
+        except Exception as error:
+            log.exception("the poll failed")
+            errors.append(_unexpected(error))
         uploaded: Uploaded | None = None
         try:
             spool = Spool(self._store.spool, max_bytes=self._spool_bytes)
@@ -119,6 +121,9 @@ class Agent:
             errors.append(error)
         except OSError as error:
             errors.append(_disk(self._store, error))
+        except Exception as error:
+            log.exception("the upload failed")
+            errors.append(_unexpected(error))
         return Polled(decided, uploaded, tuple(errors))
 
     def run(self) -> None:
@@ -163,6 +168,33 @@ class Agent:
             tell_systemd(ALIVE)
             self._alive_s = now_s
 
+    def _step(self) -> Decision:
+        if self._store.state().phase in SETTLED:
+            self._manager.go_on()
+        try:
+            decided = self._follow()
+        except NetworkError:
+            if not self._stop.is_set() and self._store.state().phase in COME_IN:
+                self._manager.go_on()
+            raise
+        self._mend()
+        return decided
+
+    def _fetch(self, release: str) -> None:
+        """Bring a release; where that took long, ask whether it is still wanted."""
+        began_s = time.monotonic()
+        self._bring(release)
+        if time.monotonic() - began_s > self._interval_s:
+            self._trust.refresh()
+            policy = self._policy()
+            if policy.release != release or not policy.includes(self._device):
+                raise RefusedError(
+                    f"{release[:12]} is no longer wanted",
+                    expected="the release that the policy names",
+                    way_out="There is nothing to do.",
+                    code="withdrawn",
+                )
+
     def _follow(self) -> Decision:
         self._trust.refresh()
         policy = self._policy()
@@ -181,9 +213,9 @@ class Agent:
         """Look once a day whether the files of what serves rotted; the server has them."""
         if time.monotonic() - self._mend_s < MEND_S:
             return
+        self._mend_s = time.monotonic()
         if self._manager.mend():
             log.warning("files of the live version were damaged, and came again")
-        self._mend_s = time.monotonic()
 
     def _policy(self) -> Policy:
         path = f"rollout/{self._channel}.json"
@@ -208,7 +240,7 @@ class Agent:
                 self._manager.install(decided.release, shadow=decided.shadow)
             except RefusedError as error:
                 # Somebody else was quicker, or the device is pinned; the next look tells.
-                log.info("%s", error.what, extra={"code": error.code})
+                log.warning("%s", error.what, extra={"code": error.code})
         elif isinstance(decided, Activate):
             self._manager.tell(Activated())
         elif isinstance(decided, Withdraw):
@@ -251,6 +283,15 @@ def _name(decided: Decision | None) -> str:
     if decided is None:
         return "nothing"
     return decided.why if isinstance(decided, Leave) else type(decided).__name__.lower()
+
+
+def _unexpected(error: Exception) -> DeviceError:
+    return DeviceError(
+        f"{type(error).__name__}: {str(error)[:300]}",
+        expected="no fault of edgekit-runtime",
+        way_out="Its log has the trace; what serves goes on, and the next poll comes.",
+        code="unexpected",
+    )
 
 
 def _disk(store: Store, error: OSError) -> StoreError:

@@ -29,6 +29,9 @@ PACE_S, PACE_BYTES = 60.0, 1024
 CHUNK_BYTES: Final = 64 << 10
 MAX_ANSWER_BYTES: Final = 1 << 20
 NOT_MODIFIED: Final = 304
+# Status of a server that will not take this very post, however often it comes, and the code for it.
+REFUSING: Final = frozenset({400, 413, 422})
+NOT_TAKEN: Final = "not_taken"
 # Hosts that are this device itself, where nobody listens in.
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -74,7 +77,7 @@ class Transport(Protocol):
             body: gzip of JSON.
 
         Raises:
-            NetworkError: no answer, or one that says no.
+            NetworkError: no answer, or one that says no; code `not_taken` where it would never take this body.
         """
         ...
 
@@ -118,6 +121,9 @@ class HttpTransport:
             response = self._pool.request(
                 "GET", self.url + path, headers=headers, preload_content=False, redirect=False
             )
+        if (packed := response.headers.get("Content-Encoding", "identity")) != "identity":
+            response.close()
+            raise unreachable(self.url + path, f"the content comes as {packed}, which nobody asked for")
         begins = _first_byte(response.headers, at) if response.status == 206 else 0
         return Answer(response.status, begins, response.headers.get("ETag", ""), self._parts(response, path))
 
@@ -134,7 +140,8 @@ class HttpTransport:
             if len(answer) > MAX_ANSWER_BYTES:
                 raise unreachable(self.url + path, f"an answer of more than {MAX_ANSWER_BYTES:,} bytes")
         if response.status != 200:
-            raise unreachable(self.url + path, f"status {response.status}")
+            code = NOT_TAKEN if response.status in REFUSING else "network"
+            raise unreachable(self.url + path, f"status {response.status}", code=code)
         return answer
 
     def _parts(self, response: urllib3.BaseHTTPResponse, path: str) -> Iterator[bytes]:
@@ -143,7 +150,7 @@ class HttpTransport:
         try:
             with _told(self.url, path):
                 # Whatever has come, at once: on a line that breaks every few seconds a full part never would.
-                while part := response.read1(CHUNK_BYTES):
+                while part := response.read1(CHUNK_BYTES, decode_content=False):
                     left = None if left is None else left - len(part)
                     came += len(part)
                     if came >= PACE_BYTES:
@@ -158,13 +165,13 @@ class HttpTransport:
             response.close()
 
 
-def unreachable(url: str, found: str) -> NetworkError:
+def unreachable(url: str, found: str, *, code: str = "network") -> NetworkError:
     """The error for a server that does not answer as it should."""
     return NetworkError(
         f"{url}: {found}",
         expected="an answer of the server",
         way_out="Nothing is lost: it is tried again, and what serves goes on.",
-        code="network",
+        code=code,
     )
 
 

@@ -10,11 +10,12 @@ import gzip
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from edgekit_runtime.agent.transport import Transport, unreachable
+from edgekit_runtime.agent.transport import NOT_TAKEN, Transport, unreachable
+from edgekit_runtime.errors import NetworkError
 from edgekit_runtime.events import Sent
 from edgekit_runtime.manager import tell
 from edgekit_runtime.spool import Entry, Spool
@@ -59,28 +60,58 @@ def upload(store: Store, spool: Spool, transport: Transport, device: str, about:
         NetworkError: the server did not answer, or has nothing of what was sent; the rest is kept.
         StoreError: the state cannot be read or written.
     """
-    windows = sent = posts = 0
+    sender = _Sender(store, spool, transport, device, about)
     reports = {report_key(device, each): each for each in store.state().reports}
     for batch in _batches(spool):
+        sender.send(batch, reports)
+        reports = {}
+    return sender.sent
+
+
+@dataclass
+class _Sender:
+    store: Store
+    spool: Spool
+    transport: Transport
+    device: str
+    about: dict[str, Any]
+    sent: Uploaded = Uploaded(0, 0, 0)
+
+    def send(self, batch: Sequence[tuple[Entry, Any]], reports: Mapping[str, Report]) -> None:
+        """Post a batch; where the server would never take it, find the document that is to blame, and drop that."""
+        try:
+            self._post(batch, reports)
+        except NetworkError as error:
+            if error.code != NOT_TAKEN or not batch:
+                raise
+            half = len(batch) // 2
+            # The first half may be none: then the rest of the post is at fault, or else the one document is.
+            self.send(batch[:half], reports)
+            if half:
+                self.send(batch[half:], {})
+            else:
+                log.warning("the server does not take the window %s: it is dropped", batch[0][0].key)
+                self.spool.give_up(batch[0][0])
+
+    def _post(self, batch: Sequence[tuple[Entry, Any]], reports: Mapping[str, Report]) -> None:
+        path = f"devices/{self.device}"
         body = {
             "schema": SCHEMA,
-            "device": device,
-            "status": _status(store.state(), spool, about),
+            "device": self.device,
+            "status": _status(self.store.state(), self.spool, self.about),
             "reports": [{"key": key, **asdict(report)} for key, report in reports.items()],
             "windows": [document for _, document in batch],
         }
-        packed = gzip.compress(json.dumps(body, ensure_ascii=False).encode(), mtime=0)
-        have = _have(transport.post(f"devices/{device}", packed), f"devices/{device}")
-        posts += 1
+        have = _have(self.transport.post(path, gzip.compress(json.dumps(body).encode(), mtime=0)), path)
         taken = [entry for entry, _ in batch if entry.key in have]
         for entry in taken:
-            spool.done(entry)
+            self.spool.done(entry)
         if known := tuple(report for key, report in reports.items() if key in have):
-            tell(store, Sent(known))
-        windows, sent, reports = windows + len(taken), sent + len(known), {}
+            tell(self.store, Sent(known))
+        before = self.sent
+        self.sent = Uploaded(before.windows + len(taken), before.reports + len(known), before.posts + 1)
         if batch and not taken:
-            raise unreachable(f"devices/{device}", "the server has nothing of what was sent")
-    return Uploaded(windows, sent, posts)
+            raise unreachable(path, "the server has nothing of what was sent")
 
 
 def report_key(device: str, report: Report) -> str:
@@ -90,7 +121,8 @@ def report_key(device: str, report: Report) -> str:
 
 
 def _status(state: State, spool: Spool, about: dict[str, Any]) -> dict[str, Any]:
-    slots = {name: getattr(state, name) for name in ("phase", "live", "candidate", "last_good", "pinned")}
+    names = ("phase", "live", "candidate", "last_good", "pinned", "rollbacks")
+    slots = {name: getattr(state, name) for name in names}
     return {**slots, "failed": dict(state.failed), "dropped": spool.dropped, **about}
 
 
@@ -102,10 +134,13 @@ def _batches(spool: Spool) -> Iterator[list[tuple[Entry, Any]]]:
         try:
             document = spool.read(entry)
             tree = parse(document)
-        except (OSError, ContractError) as error:
+        except FileNotFoundError:
+            # It gave way meanwhile.
+            continue
+        except ContractError as error:
             # It would come first for ever, and nobody can read it.
             log.warning("a window cannot be read: %s", error)
-            spool.done(entry)
+            spool.give_up(entry)
             continue
         if batch and (size + len(document) > BATCH_BYTES or len(batch) == BATCH_COUNT):
             yield batch
