@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 CHUNK_BYTES: Final = 1 << 20
+HASHED_BYTES: Final = 64 << 10
 
 
 class Disk:
@@ -86,9 +87,11 @@ def hash_file(path: Path) -> str:
     Raises:
         OSError: it cannot be read.
     """
-    total = hashlib.sha256()
-    for part in parts_of(path):
-        total.update(part)
+    # One buffer for all of it: large ones would stay with the process that loads a model next.
+    total, buffer = hashlib.sha256(), bytearray(HASHED_BYTES)
+    with path.open("rb", buffering=0) as file:
+        while n := file.readinto(buffer):
+            total.update(memoryview(buffer)[:n])
     return total.hexdigest()
 
 

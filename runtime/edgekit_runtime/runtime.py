@@ -10,7 +10,6 @@ stops serving. A candidate that waits in the shadow runs beside it, in a process
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import logging
 import os
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from edgekit_runtime.backends import Array, Settings
 from edgekit_runtime.errors import BackendError, DeviceError, InputError
 from edgekit_runtime.events import Failed, MarkedGood
-from edgekit_runtime.metrics import Endpoint, Meter, counter, gauge, render
+from edgekit_runtime.metrics import Meter, counter, gauge, render
 from edgekit_runtime.model import NO_SETTINGS, Info
 from edgekit_runtime.serving import Loader, Serving
 from edgekit_runtime.shadow.settings import Shadow
@@ -35,6 +34,7 @@ from edgekit_runtime.state import PROBATION, SHADOW, State
 from edgekit_runtime.store import Store
 
 if TYPE_CHECKING:
+    from edgekit_runtime.endpoint import Endpoint
     from edgekit_runtime.shadow.host import Host, Standing
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class Runtime:
         self._leave = weakref.finalize(self, self._loader.leave)
         self._serving = self._loader.live(None)
         try:
-            self._endpoint = Endpoint(metrics, self._metrics) if metrics else None
+            self._endpoint = self._listen(metrics) if metrics else None
         except BaseException:
             self._leave()
             raise
@@ -138,7 +138,10 @@ class Runtime:
 
     async def predict_async(self, x: Array | Mapping[str, Array]) -> Any:
         """`predict` in a thread of its own, so that an event loop goes on meanwhile."""
-        return await asyncio.to_thread(self.predict, x)
+        # It takes longer to import than all of this package.
+        from asyncio import to_thread
+
+        return await to_thread(self.predict, x)
 
     def _metered(self, method: str, x: Array | Mapping[str, Array]) -> Any:
         meter = self._meter
@@ -303,6 +306,11 @@ class Runtime:
             self._shadow = open_host(self.store, pair, inputs, self._budget, self._refuse, self._format)
         if self._shadow is not None:
             self._shadow.look()
+
+    def _listen(self, address: str) -> Endpoint:
+        from edgekit_runtime.endpoint import Endpoint
+
+        return Endpoint(address, self._metrics)
 
     def _metrics(self) -> str:
         families = list(self._meter.families()) if self._meter is not None else []
