@@ -443,7 +443,7 @@ def test_what_no_backend_takes_or_answers_wrong_is_refused(device: Device, name:
     published = damage.publish(change(damage.whole(name)))
     code = device.offer(name, published.release.id, bring(device.stores[name], published))
     assert code in {
-        "load", "trial_crashed", "ends", "golden", "golden_file", "manifest", "preprocessing",
+        "load", "trial_crashed", "ends", "golden", "golden_file", "manifest", "preprocessing", "run", "latency",
         "old_runtime", "no_backend",
     }  # fmt: skip
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import os
 import signal
@@ -344,19 +343,69 @@ def test_a_process_is_alive_until_it_ends_however_that_is(tmp_path: Path) -> Non
     assert list(folder.iterdir()) == [], "nobody needs its sign any more"
 
 
-def test_a_sign_of_life_ends_with_its_process_and_not_with_a_child_that_was_forked(tmp_path: Path) -> None:
-    me, sign = this_process(), SignOfLife(tmp_path, this_process())
+FORKS = """
+import fcntl, os, sys, time
+from pathlib import Path
+from edgekit_runtime import DeviceError, Runtime
+from edgekit_runtime.process import SignOfLife, is_alive, this_process
+from edgekit_runtime.store import Store
+import numpy as np
+
+def fork():
     child = os.fork()
     if not child:
-        time.sleep(PATIENCE_S)
-        os._exit(0)
-    try:
-        assert is_alive(tmp_path, me)
-        sign.close()
-        assert not is_alive(tmp_path, me)
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        time.sleep(600)
+    return child
+
+def sign(folder):
+    me, mine = this_process(), SignOfLife(folder / "attempts", this_process())
+    child = fork()
+    yield child
+    assert is_alive(folder / "attempts", me)
+    mine.close()
+    assert not is_alive(folder / "attempts", me)
+
+def lock(folder):
+    store = Store(folder)
+    with store.locked():
+        child = fork()
+    yield child
+    handle = os.open(folder / "lock", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(handle)
+    with store.driven(), store.locked():
+        pass
+
+def runtime(folder):
+    x = np.zeros((1, 16), np.float32)
+    with Runtime(folder, poll_s=3600) as served:
+        read, write = os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                served.predict(x)
+            except DeviceError as error:
+                os.write(write, error.code.encode())
+            served.close()
+            time.sleep(600)
+        yield child
+        assert os.read(read, 100) == b"forked"
+        assert served.predict(x)[0, 0] == 1.0
+
+for child in globals()[sys.argv[1]](Path(sys.argv[2])):
+    pass
+os.kill(child, 9)
+"""
+
+
+@pytest.mark.parametrize("what", ["sign", "lock", "runtime"])
+def test_a_child_that_was_forked_holds_nothing_of_its_parent(device: Device, what: str) -> None:
+    device.install(adder(1.0), good=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKS, what, str(device.store.path)],
+        capture_output=True, text=True, check=False, timeout=PATIENCE_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_signs_that_dead_processes_left_are_cleared_away(tmp_path: Path) -> None:
@@ -364,43 +413,6 @@ def test_signs_that_dead_processes_left_are_cleared_away(tmp_path: Path) -> None
     sign = SignOfLife(tmp_path, this_process())
     assert len(list(tmp_path.iterdir())) == 1
     sign.close()
-
-
-def test_a_lock_is_given_back_though_a_child_was_forked_under_it(device: Device) -> None:
-    with device.store.locked():
-        child = os.fork()
-        if not child:
-            time.sleep(PATIENCE_S)
-            os._exit(0)
-    try:
-        with device.store.driven(), device.store.locked():
-            pass
-        handle = os.open(device.store.path / "lock", os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.close(handle)
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-
-
-def test_a_child_that_was_forked_is_told_to_open_a_runtime_of_its_own(
-    device: Device, runtime: Runtime
-) -> None:
-    read, write = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            runtime.predict(X)
-        except DeviceError as error:
-            os.write(write, error.code.encode())
-        runtime.close()
-        os._exit(0)
-    os.waitpid(child, 0)
-    assert os.read(read, 100) == b"forked"
-    assert answer(runtime) == 1.0
-    assert runtime.mark_good() is False, "its watcher and its place are its own still"
-    for handle in (read, write):
-        os.close(handle)
 
 
 # What one process cannot load

@@ -11,7 +11,7 @@ from typing import Final
 
 from edgekit_runtime.contract import Artifact, ContractError, File, Manifest, Release
 from edgekit_runtime.disk import hash_file, parts_of
-from edgekit_runtime.errors import ArtifactError
+from edgekit_runtime.errors import ArtifactError, InputError
 
 MANIFEST: Final = "manifest.json"
 MAX_MANIFEST_BYTES: Final = 4 << 20
@@ -37,8 +37,11 @@ class Bundle:
         """Read the manifest of a directory.
 
         Raises:
+            InputError: there is nothing of this name.
             ArtifactError: there is none, or it breaks the contract.
         """
+        if not os.path.lexists(path):
+            raise _nothing(path)
         # A pipe in its place would be waited for, a link would be followed.
         file = _located(path, MANIFEST)
         try:
@@ -172,6 +175,15 @@ def _located(folder: Path, name: str) -> Path:
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise _no_bundle(place, "is neither a file nor a directory")
     return place
+
+
+def _nothing(path: Path) -> InputError:
+    return InputError(
+        f"{path}: there is nothing of this name",
+        expected="a bundle: a directory that `edgekit compress` wrote",
+        way_out="Look for a slip in the name.",
+        code="input",
+    )
 
 
 def _no_bundle(path: Path, found: str) -> ArtifactError:

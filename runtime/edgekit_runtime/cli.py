@@ -40,8 +40,8 @@ EXAMPLE: Final = """examples:
                                            be kept up to date by a fleet
 """
 
-# What was named is no bundle or model: wrong usage, where a release that lies would be refused.
-NOT_USABLE: Final = frozenset({"bundle", "unknown_file", "no_artifact"})
+# What was named is no model, or has no file of the format: wrong usage, where a release that lies would be refused.
+NOT_USABLE: Final = frozenset({"unknown_file", "no_artifact"})
 AGENT: Final = "Keep this device as its fleet says: fetch, verify, try out, roll back, and tell what happens."
 
 Answer = dict[str, Any]

@@ -12,10 +12,13 @@ POST devices/<id>          what this device tells, gzip of JSON; the answer name
 
 from __future__ import annotations
 
+import io
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPResponse
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
@@ -26,12 +29,19 @@ from edgekit_runtime.errors import InputError, NetworkError
 CONNECT_S, READ_S = 10.0, 30.0
 # A server that sends a byte now and then would hold a device for ever: so many bytes have to come in so many seconds.
 PACE_S, PACE_BYTES = 60.0, 1024
+# And what is small, the head of any answer, and every part of a large one have to be here in so many seconds.
+ANSWER_S = 120.0
+# Answers that are not small.
+LARGE: Final = "blobs/"
 CHUNK_BYTES: Final = 64 << 10
 MAX_ANSWER_BYTES: Final = 1 << 20
 NOT_MODIFIED: Final = 304
 # Status of a server that will not take this very post, however often it comes, and the code for it.
 REFUSING: Final = frozenset({400, 413, 422})
 NOT_TAKEN: Final = "not_taken"
+# Status of a server that is too busy, and how long it may ask to be left alone.
+BUSY: Final = frozenset({429, 503})
+LONGEST_REST_S: Final = 3600
 # Hosts that are this device itself, where nobody listens in.
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -103,66 +113,145 @@ class HttpTransport:
         self.url = url.rstrip("/") + "/"
         headers: dict[str, str] = {"Authorization": f"Bearer {token}"} if token else {}
         # Nothing is followed and nothing repeated here: a token goes to one server, and the agent's own pauses count.
-        self._pool = urllib3.PoolManager(
+        self._pool = urllib3.connection_from_url(
+            self.url,
             headers=headers,
             timeout=urllib3.Timeout(connect=CONNECT_S, read=READ_S),
             retries=False,
             maxsize=1,
         )
+        self._folder = urlsplit(self.url).path
+        self._rests: dict[str, float] = {}
+        self._line: _Line | None = None
+        connect = self._pool.ConnectionCls
+
+        def watched(**options: Any) -> Any:
+            connection: Any = connect(**options)
+            connection.response_class = self._begin
+            return connection
+
+        self._pool.ConnectionCls = watched  # type: ignore[assignment] # it is only called
 
     def get(self, path: str, *, at: int = 0, tag: str = "") -> Answer:
         """As `Transport.get`."""
-        headers: dict[str, str] = {**self._pool.headers, "Accept-Encoding": "identity"}
-        if at:
-            headers["Range"] = f"bytes={at}-"
+        headers = {"Range": f"bytes={at}-"} if at else {}
         if tag:
             headers["If-None-Match"] = tag
-        with _told(self.url, path):
-            response = self._pool.request(
-                "GET", self.url + path, headers=headers, preload_content=False, redirect=False
-            )
-        if (packed := response.headers.get("Content-Encoding", "identity")) != "identity":
+        response = self._ask("GET", path, headers)
+        if response.status not in {200, 206}:
+            # Nobody wants to read why, and it might never end.
             response.close()
-            raise unreachable(self.url + path, f"the content comes as {packed}, which nobody asked for")
+            return Answer(response.status, 0, "", iter(()))
         begins = _first_byte(response.headers, at) if response.status == 206 else 0
         return Answer(response.status, begins, response.headers.get("ETag", ""), self._parts(response, path))
 
     def post(self, path: str, body: bytes) -> bytes:
         """As `Transport.post`."""
-        headers = {**self._pool.headers, "Content-Type": "application/json", "Content-Encoding": "gzip"}
-        with _told(self.url, path):
-            response = self._pool.request(
-                "POST", self.url + path, body=body, headers=headers, preload_content=False, redirect=False
-            )
+        headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        response = self._ask("POST", path, headers, body)
+        if response.status != 200:
+            response.close()
+            code = NOT_TAKEN if response.status in REFUSING else "network"
+            raise unreachable(self.url + path, f"status {response.status}", code=code)
         answer = b""
         for part in self._parts(response, path):
             answer += part
             if len(answer) > MAX_ANSWER_BYTES:
                 raise unreachable(self.url + path, f"an answer of more than {MAX_ANSWER_BYTES:,} bytes")
-        if response.status != 200:
-            code = NOT_TAKEN if response.status in REFUSING else "network"
-            raise unreachable(self.url + path, f"status {response.status}", code=code)
         return answer
 
+    def _ask(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
+    ) -> urllib3.BaseHTTPResponse:
+        """The head of an answer, and the content that is still to come."""
+        # A server that has no time for what devices tell may still have some for what they ask.
+        if (rest_s := self._rests.get(method, 0.0) - time.monotonic()) > 0:
+            raise unreachable(self.url + path, f"it asked to be left alone, for {rest_s:.0f} s still")
+        headers = {**self._pool.headers, "Accept-Encoding": "identity", **headers}
+        with _told(self.url, path):
+            response = self._pool.request(
+                method,
+                self._folder + path,
+                body=body,
+                headers=headers,
+                preload_content=False,
+                redirect=False,
+            )
+        if response.status in BUSY:
+            # A date would be held against the clock of this device, which may be wrong.
+            wait_s = _whole(response.headers.get("Retry-After", ""))
+            self._rests[method] = time.monotonic() + min(wait_s or 0, LONGEST_REST_S)
+        if (packed := response.headers.get("Content-Encoding", "identity")) != "identity":
+            response.close()
+            raise unreachable(self.url + path, f"the content comes as {packed}, which nobody asked for")
+        return response
+
+    def _begin(self, sock: socket.socket, *options: Any, **more: Any) -> HTTPResponse:
+        """The answer that is about to come: everything of it goes through one place that watches the clock."""
+        response: Any = HTTPResponse(sock, *options, **more)
+        self._line = _Line(response.fp.detach(), self.url)
+        response.fp = io.BufferedReader(self._line)
+        return response  # type: ignore[no-any-return] # its `fp` is not in the types of Python
+
     def _parts(self, response: urllib3.BaseHTTPResponse, path: str) -> Iterator[bytes]:
-        left = _length(response.headers)
-        since_s, came = time.monotonic(), 0
+        line, left = self._line, _whole(response.headers.get("Content-Length", ""))
+        assert line is not None
         try:
-            with _told(self.url, path):
-                # Whatever has come, at once: on a line that breaks every few seconds a full part never would.
-                while part := response.read1(CHUNK_BYTES, decode_content=False):
-                    left = None if left is None else left - len(part)
-                    came += len(part)
-                    if came >= PACE_BYTES:
-                        since_s, came = time.monotonic(), 0
-                    elif time.monotonic() - since_s > PACE_S and left != 0:
-                        raise unreachable(self.url + path, f"{came:,} bytes in {PACE_S:g} s")
-                    yield part
+            while True:
+                if path.startswith(LARGE):
+                    line.ends_s = time.monotonic() + ANSWER_S
+                with _told(self.url, path):
+                    # Whatever has come, at once: on a line that breaks every few seconds a full part never would.
+                    part = response.read1(CHUNK_BYTES, decode_content=False)
+                if not part:
+                    break
+                left = None if left is None else left - len(part)
+                yield part
             if left:
                 raise unreachable(self.url + path, f"the line broke {left:,} bytes before the end")
         finally:
             # What was not read to its end cannot be used for the next question.
             response.close()
+
+
+class _Line(io.RawIOBase):
+    """What comes from a server, for as long as it keeps to a pace.
+
+    Below HTTP, as a head, the size of a chunk or what follows the last one can drip or go on for ever, too.
+
+    Args:
+        raw: end of a connection.
+        url: of the server.
+    """
+
+    def __init__(self, raw: io.RawIOBase, url: str) -> None:
+        self._raw, self._url = raw, url
+        self.ends_s = time.monotonic() + ANSWER_S
+        self._waited_s, self._came = 0.0, 0
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """As `io.RawIOBase.readinto`; what came before the line was too slow is still given."""
+        began_s = time.monotonic()
+        if self._waited_s > PACE_S:
+            raise unreachable(self._url, f"{self._came:,} bytes in {PACE_S:g} s")
+        if began_s > self.ends_s:
+            raise unreachable(self._url, f"no end of an answer in {ANSWER_S:g} s")
+        came = self._raw.readinto(buffer)
+        # Only waiting counts: a disk of this device that takes its time is not the server's fault.
+        self._waited_s += time.monotonic() - began_s
+        self._came += came or 0
+        if self._came >= PACE_BYTES:
+            self._waited_s, self._came = 0.0, 0
+        return came
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._raw.close()
+        super().close()
 
 
 def unreachable(url: str, found: str, *, code: str = "network") -> NetworkError:
@@ -185,13 +274,13 @@ def _told(url: str, path: str) -> Iterator[None]:
 
 def _first_byte(headers: Mapping[str, Any], asked: int) -> int:
     """Of `Content-Range: bytes 100-199/200`; where the server does not say, what was asked for."""
-    said = str(headers.get("Content-Range", "")).removeprefix("bytes ").partition("-")[0]
-    return int(said) if said.isdecimal() else asked
+    begins = _whole(str(headers.get("Content-Range", "")).removeprefix("bytes ").partition("-")[0])
+    return asked if begins is None else begins
 
 
-def _length(headers: Mapping[str, Any]) -> int | None:
-    said = str(headers.get("Content-Length", ""))
-    return int(said) if said.isdecimal() else None
+def _whole(said: str) -> int | None:
+    # Python refuses numbers of thousands of digits with an error of its own.
+    return int(said) if said.isdecimal() and len(said) < 20 else None
 
 
 def _bad_url(url: str, found: str, expected: str) -> InputError:
