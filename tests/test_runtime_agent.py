@@ -20,6 +20,8 @@ from edgekit_runtime.agent import loop
 from edgekit_runtime.agent.decide import Activate, Decision, GoOn, Install, Leave, Withdraw, decide
 from edgekit_runtime.agent.fetcher import METADATA, TARGETS, Fetcher
 from edgekit_runtime.agent.loop import Agent, Polled, pause_s
+from edgekit_runtime.agent.transport import unreachable
+from edgekit_runtime.agent.upload import MOST_REFUSED
 from edgekit_runtime.contract import ContractError
 from edgekit_runtime.errors import ArtifactError, NetworkError, StoreError
 from edgekit_runtime.events import MarkedGood, Pinned
@@ -63,9 +65,9 @@ class Board:
         self.refused: dict[str, str] = {}
         self.agent = self.restarted()
 
-    def restarted(self) -> Agent:
+    def restarted(self, **more: Any) -> Agent:
         self.agent = Agent(
-            self.store, self.trust, self.fleet, device=DEVICE, channel="stable", stage=self._stage
+            self.store, self.trust, self.fleet, device=DEVICE, channel="stable", stage=self._stage, **more
         )
         return self.agent
 
@@ -119,6 +121,9 @@ AT_REST = State(live=LIVE, last_good=OLD)
         (replace(AT_REST, failed={NEW: "golden"}), POLICY, Leave("failed_before")),
         (replace(AT_REST, phase=FETCH, candidate=NEW), POLICY, GoOn()),
         (replace(AT_REST, phase=FETCH, candidate=OTHER), POLICY, Withdraw()),
+        (replace(AT_REST, phase=FETCH, candidate=NEW), replace(POLICY, mode="shadow"), Withdraw()),
+        (replace(AT_REST, phase=FETCH, candidate=NEW, shadow=True), replace(POLICY, mode="shadow"), GoOn()),
+        (replace(AT_REST, phase=FETCH, candidate=NEW, shadow=True), POLICY, GoOn()),
         (replace(AT_REST, phase=FETCH, candidate=NEW), replace(POLICY, bound=0), Withdraw()),
         (replace(AT_REST, phase=SHADOW, candidate=NEW), POLICY, Activate()),
         (
@@ -514,7 +519,8 @@ def test_a_transfer_is_cut_off_when_it_is_told_to_stop(board: Board, fleet: Flee
 def test_it_polls_until_it_is_told_to_stop_whatever_goes_wrong(
     board: Board, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgekit_runtime.agent.loop.RETRY_S", 0.001)
+    monkeypatch.setattr(loop, "RETRY_S", 0.001)
+    monkeypatch.setattr(loop, "FIRST_S", 0.0)
     polls = itertools.count()
     release = fleet.publish(adder(1.0))
     fleet.select(release)
@@ -661,3 +667,143 @@ def test_files_of_what_serves_that_rotted_come_again_from_the_server(board: Boar
     board.agent._mend_s = -1e9
     board.poll()
     board.store.check(board.store.release(release))
+
+
+def test_a_rollout_that_is_stopped_during_a_long_transfer_does_not_go_live(
+    board: Board, fleet: Fleet
+) -> None:
+    first = serving(board, fleet, adder(1.0))
+    second = fleet.publish(adder(2.0))
+    fleet.select(second)
+    whole = fleet._parts
+
+    def stopped(path: str, content: bytes) -> Iterator[bytes]:
+        fleet.select(second, bound=0)
+        return whole(path, content)
+
+    fleet._parts = stopped  # type: ignore[method-assign]
+    board.restarted(interval_s=1e-9).poll()
+    assert slots(board) == (IDLE, first, None)
+    assert board.staged == [first]
+    assert fleet.posts[-1]["reports"][-1]["reason"] == "withdrawn"
+    assert board.store.state().failed == {}
+
+
+def test_a_rollout_that_goes_back_to_the_shadow_does_not_go_live_with_what_is_on_its_way(
+    board: Board, fleet: Fleet
+) -> None:
+    first = serving(board, fleet, adder(1.0))
+    second = fleet.publish(adder(2.0, weight_bytes=64 << 10))
+    fleet.select(second)
+    fleet.break_after = 5000
+    board.poll()
+    assert slots(board) == (FETCH, first, second)
+    fleet.break_after = None
+    fleet.select(second, mode="shadow")
+    board.poll()
+    assert slots(board) == (SHADOW, first, second)
+
+
+def test_a_policy_that_names_another_model_brings_nothing_and_costs_nothing(
+    board: Board, fleet: Fleet
+) -> None:
+    first = serving(board, fleet, adder(1.0))
+    other = fleet.publish(publish("1.0.0", b"model"))
+    fleet.select(other)
+    asked = len(fleet.asked)
+    board.poll()
+    assert slots(board) == (IDLE, first, None)
+    assert board.store.state().failed == {other: "other_model"}
+    assert not [path for path, _ in fleet.asked[asked:] if path.startswith("blobs/")]
+    fleet.select(fleet.publish(adder(2.0)))
+    board.poll()
+    assert board.store.state().phase == PROBATION
+
+
+def test_where_the_document_of_what_serves_rotted_it_comes_again_and_then_the_next_version(
+    board: Board, fleet: Fleet
+) -> None:
+    first = serving(board, fleet, adder(1.0))
+    board.store.blob(first).write_bytes(b"rotten")
+    second = fleet.publish(adder(2.0))
+    fleet.select(second)
+    board.agent._mend_s = -1e9
+    board.poll()
+    assert slots(board) == (IDLE, first, None)
+    assert board.store.release(first).id == first
+    board.poll()
+    assert board.store.state().live == second
+
+
+def test_a_report_arrives_though_the_windows_do_not(board: Board, fleet: Fleet) -> None:
+    keep(board.store, range(3))
+    fleet.takes_windows = False
+    fleet.select(fleet.publish(adder(1.0)))
+    board.poll()
+    board.good()
+    assert codes(board.poll()) == ["network"]
+    assert [each["kind"] for each in fleet.posts[-1]["reports"]] == ["committed"]
+    assert board.store.state().reports == ()
+    assert len(list(Spool(board.store.spool, max_bytes=8 << 20))) == 3
+
+
+def test_a_report_that_the_server_will_never_take_stands_in_nobodys_way(board: Board, fleet: Fleet) -> None:
+    keep(board.store, range(2))
+    fleet.select(fleet.publish(adder(1.0)))
+    board.poll()
+    board.good()
+    fleet.refuses = "committed"
+    keep(board.store, range(2, 4))
+    assert codes(board.poll()) == []
+    assert board.store.state().reports == ()
+    assert set(fleet.known) == {window(n).key for n in range(4)}
+
+
+def test_a_server_that_is_older_than_its_devices_is_not_flooded(board: Board, fleet: Fleet) -> None:
+    keep(board.store, range(200))
+    fleet.select(adder(1.0).release.id, bound=0)
+    fleet.refuses = LIVE
+    assert codes(board.poll()) == ["not_taken"]
+    left = Spool(board.store.spool, max_bytes=8 << 20)
+    assert (len(list(left)), left.dropped) == (200 - MOST_REFUSED, MOST_REFUSED)
+    assert len(fleet.posts) < 3 * MOST_REFUSED
+
+
+def test_a_server_without_posts_is_asked_for_its_policy_as_often_as_any(
+    board: Board, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "RETRY_S", 3600.0)
+    release = fleet.publish(adder(1.0))
+
+    def post(path: str, body: bytes) -> bytes:
+        raise unreachable(path, "status 405")
+
+    fleet.post = post  # type: ignore[method-assign]
+    fleet.select(release, bound=0)
+    agent = board.restarted(interval_s=0.01)
+    thread = threading.Thread(target=agent.run)
+    thread.start()
+    try:
+        time.sleep(0.2)
+        fleet.select(release)
+        for _ in range(2000):
+            if board.store.state().phase == PROBATION:
+                break
+            time.sleep(0.01)
+    finally:
+        agent.stop()
+        thread.join(10)
+    assert slots(board)[:2] == (PROBATION, release)
+
+
+def test_devices_that_start_together_do_not_come_together(board: Board, fleet: Fleet) -> None:
+    fleet.select(fleet.publish(adder(1.0)))
+    thread = threading.Thread(target=board.agent.run)
+    thread.start()
+    try:
+        time.sleep(0.01)
+        assert fleet.asked == []
+    finally:
+        board.agent.stop()
+        thread.join(10)
+    assert not thread.is_alive()

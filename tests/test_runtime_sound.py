@@ -86,7 +86,7 @@ def test_what_is_no_recording_is_refused(samples: Any) -> None:
 WRONG = [
     ("rate", 0), ("rate", 44100.0), ("window", True), ("hop", -1), ("frames", 10**9), ("bands", "many"), ("fft", 399),
     ("highest_hz", 9000.0), ("highest_hz", 10.0), ("lowest_hz", float("nan")), ("floor_db", 0.0), ("surplus", 1),
-    ("frames", 65536),
+    ("frames", 65536), ("floor_db", -301.0),
 ]  # fmt: skip
 
 
@@ -95,6 +95,19 @@ def test_a_number_that_makes_no_sense_is_named(key: str, value: Any) -> None:
     with pytest.raises(ArtifactError, match=f"preprocessing.sound: {key}") as caught:
         Sound.from_manifest({key: value, **({"window": 65536, "fft": 65536} if value == 65536 else {})})
     assert caught.value.code == "preprocessing"
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [
+        ({"frames": 65536, "window": 64, "hop": 1, "fft": 65536, "bands": 40}, "frames"),
+        ({"frames": 4, "fft": 65536, "bands": 65536}, "fft"),
+        ({"frames": 65536, "window": 64, "hop": 1, "fft": 64, "bands": 65536}, "frames"),
+    ],
+)
+def test_a_recipe_for_more_memory_than_a_device_has_is_refused(table: dict[str, int], key: str) -> None:
+    with pytest.raises(ArtifactError, match=f"preprocessing.sound: {key}"):
+        Sound.from_manifest(table)
 
 
 def test_the_workbench_refuses_it_too_and_takes_arrays_as_they_are_else() -> None:

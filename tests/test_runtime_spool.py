@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -198,3 +199,33 @@ def test_what_no_server_will_ever_have_is_counted_as_dropped(tmp_path: Path) -> 
     spool.give_up(next(iter(spool)))
     again = Spool(tmp_path / "spool", max_bytes=1 << 20)
     assert (len(list(again)), again.dropped) == (2, 1)
+
+
+def test_what_gave_way_on_its_way_to_the_server_is_not_lost_when_it_arrives(tmp_path: Path) -> None:
+    sender, writer = (Spool(tmp_path / "spool", max_bytes=100) for _ in range(2))
+    writer.put(key(1), bytes(80))
+    (sent,) = sender
+    writer.put(key(2), bytes(80))
+    assert writer.dropped == 1
+    sender.done(sent)
+    assert sender.dropped == 0
+    sender.give_up(sent)
+    assert Spool(tmp_path / "spool", max_bytes=100).dropped == 0
+    assert keys(sender) == [2]
+
+
+def test_documents_that_come_and_go_at_once_are_counted_once(tmp_path: Path) -> None:
+    def writes() -> None:
+        spool = Spool(tmp_path / "spool", max_bytes=300)
+        for number in range(100):
+            spool.put(key(number), bytes(50))
+
+    thread, told = threading.Thread(target=writes), set[int]()
+    thread.start()
+    sender = Spool(tmp_path / "spool", max_bytes=300)
+    while thread.is_alive() or list(sender):
+        for entry in sender:
+            sender.done(entry)
+            told.add(int(entry.key, 16))
+    thread.join()
+    assert len(told) + Spool(tmp_path / "spool", max_bytes=300).dropped == 100

@@ -802,6 +802,18 @@ def test_init_again_with_the_same_root_changes_nothing(world: World) -> None:
     assert world.versions()["root"] == 2
 
 
+def test_init_takes_a_root_that_the_first_one_led_to_and_changes_nothing(world: World) -> None:
+    world.repository.rotate("root")
+    later = world.server.files[metadata_name("root", 2)]
+    refused("tuf_root", lambda: world.boot().init(later))
+    world.boot().refresh()
+    before = {path: path.read_bytes() for path in world.folder.rglob("*.json")}
+    world.boot().init(later)
+    assert {path: path.read_bytes() for path in world.folder.rglob("*.json")} == before
+    world.repository.rotate("root")
+    refused("tuf_root", lambda: world.boot().init(world.server.files[metadata_name("root", 3)]))
+
+
 def test_init_refuses_another_root(world: World) -> None:
     other = Repository(TODAY).first_root()
     error = refused("tuf_root", lambda: world.boot().init(other))

@@ -21,4 +21,5 @@ class JsonLines(logging.Formatter):
         }  # fmt: skip
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        # In ASCII, which any terminal and file takes, half characters included.
+        return json.dumps(line, default=str)

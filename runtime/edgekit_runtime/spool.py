@@ -4,7 +4,7 @@
 SPOOL/
   000000000017-2-3f9a…     a document: its number, its value, its key
   dropped.json             how many gave way, and which of them are just going
-  lock                     held for the moment in which a document comes in
+  lock                     held for the moment in which a document comes in or goes
 ```
 
 A document that `put` returned for is on the disk. When the spool is full, the documents of least value give way, of
@@ -134,13 +134,18 @@ class Spool:
 
     def done(self, entry: Entry) -> None:
         """Forget a document that the server has; after a power cut it may be offered again, under the same key."""
-        self.disk.remove(self.path / entry.name)
+        with self._locked():
+            if not (self.path / entry.name).exists():
+                # It gave way while it was on its way, and is not lost after all.
+                self._count(-1, self._going)
+            self.disk.remove(self.path / entry.name)
 
     def give_up(self, entry: Entry) -> None:
         """Forget a document that no server will ever have; it is counted as dropped."""
         with self._locked():
-            self._count(1, (entry,))
-            self.disk.remove(self.path / entry.name)
+            if (self.path / entry.name).exists():
+                self._count(1, (entry,))
+                self.disk.remove(self.path / entry.name)
 
     def __iter__(self) -> Iterator[Entry]:
         """Entries that are here now, oldest first."""
@@ -153,9 +158,10 @@ class Spool:
 
     def _count(self, more: int, going: Sequence[Entry]) -> None:
         """Persist how many gave way before they go; which they are tells the next process what it has to remove."""
-        content = {"dropped": self.dropped + more, "going": [entry.name for entry in going]}
+        dropped = max(0, self.dropped + more)
+        content = {"dropped": dropped, "going": [entry.name for entry in going]}
         replace(self.disk, self._counter, json.dumps(content).encode())
-        self.dropped, self._going = self.dropped + more, tuple(going)
+        self.dropped, self._going = dropped, tuple(going)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

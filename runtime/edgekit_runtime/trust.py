@@ -135,14 +135,14 @@ class Trust:
         """Take the first root, which comes with the device and not over the network.
 
         Args:
-            root: content of a `root.json`. The same one again changes nothing.
+            root: content of a `root.json`. The same one again changes nothing, nor does one that came after it.
 
         Raises:
             TrustError: it is no root, or this device trusts another.
             StoreError: the folder cannot be written.
         """
         with self._told():
-            if self._first.exists() and self._first.read_bytes() == root:
+            if self._first.exists() and any(path.read_bytes() == root for path in self._roots()):
                 return
             # What is trusted already could have come from another root only.
             if self._first.exists() or os.path.lexists(self.folder / "root.json"):
@@ -158,6 +158,10 @@ class Trust:
                 self.disk.make_folder(folder)
                 self.disk.sync_folder(folder.parent)
             replace(self.disk, self._first, root)
+
+    def _roots(self) -> list[Path]:
+        """The first root, and those that it led to."""
+        return [self._first, *(self.folder / "root_history").glob("*.root.json")]
 
     def refresh(self) -> None:
         """Bring root, timestamp, snapshot and targets up to date.

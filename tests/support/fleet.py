@@ -31,7 +31,8 @@ class Fleet:
         known: key of a report or a window to how often it came.
         offline: nothing is answered.
         break_after: bytes of a blob after which the line breaks, None where it holds.
-        deaf: posts are taken, but the answer is lost.
+        deaf: posts are taken, but where they bring a report or a window, the answer is lost.
+        takes_windows: is up to posts that bring some.
         refuses: a post with this text in it is not taken, however often it comes; "" for none.
     """
 
@@ -42,6 +43,7 @@ class Fleet:
         self.posts: list[dict[str, Any]] = []
         self.known: dict[str, int] = {}
         self.offline = self.deaf = False
+        self.takes_windows = True
         self.refuses = ""
         self.break_after: int | None = None
         self.sent_bytes = 0
@@ -91,11 +93,13 @@ class Fleet:
         told = json.loads(gzip.decompress(body))
         if self.refuses and self.refuses in json.dumps(told):
             raise unreachable(path, "status 422", code=NOT_TAKEN)
+        if told["windows"] and not self.takes_windows:
+            raise unreachable(path, "status 500")
         self.posts.append(told)
         have = [each["key"] for each in (*told["reports"], *told["windows"])]
         for key in have:
             self.known[key] = self.known.get(key, 0) + 1
-        if self.deaf:
+        if self.deaf and have:
             raise _network(path)
         return json.dumps({"have": have}).encode()
 

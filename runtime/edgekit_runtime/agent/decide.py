@@ -71,7 +71,9 @@ def decide(state: State, policy: Policy, device: str) -> Decision:
 
 
 def _coming_in(state: State, policy: Policy) -> Decision:
-    return GoOn() if state.candidate == policy.release else Withdraw()
+    # What is on its way to serve was meant for that; a policy of today may mean the shadow.
+    as_meant = policy.mode == "live" or state.shadow
+    return GoOn() if state.candidate == policy.release and as_meant else Withdraw()
 
 
 def _beside(state: State, policy: Policy) -> Decision:

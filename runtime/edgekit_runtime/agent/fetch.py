@@ -30,8 +30,9 @@ def fetch(
 
     def deed(release: str) -> None:
         text = document(release_path(release), MAX_RELEASE_BYTES)
-        found = _read(release, text)
-        store.check_room(found, store.state())
+        found, state = _read(release, text), store.state()
+        _check_model(store, found, state.live)
+        store.check_room(found, state)
         for sha256, file in store.missing(found).items():
             at, parts = _ask(transport, sha256, file, store.received(sha256))
             store.add(sha256, file.size_bytes, _each(parts, going_on, sha256, file.size_bytes - at), at=at)
@@ -54,6 +55,20 @@ def _read(release: str, text: bytes) -> Release:
     if found.id != release:
         raise _not_it(release, f"it is {found.id[:16]}…")
     return found
+
+
+def _check_model(store: Store, found: Release, live: str | None) -> None:
+    """Hold a release against the model that serves: a stolen key of policies could name one of another model."""
+    if live in {None, found.id}:
+        return
+    name = store.release(live).name
+    if found.name != name:
+        raise ArtifactError(
+            f"{release_path(found.id)}: a version of {found.name}",
+            expected=f"a version of {name}, which serves here",
+            way_out="Look at the policy. Another model is installed by hand: `edgekit-runtime install --forced`.",
+            code="other_model",
+        )
 
 
 def _ask(transport: Transport, sha256: str, file: File, received: int) -> tuple[int, Iterable[bytes]]:

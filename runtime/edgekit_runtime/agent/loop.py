@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 # First pause after a failure; it doubles with each that follows.
 RETRY_S: Final = 10.0
 LONGEST_S: Final = 3600.0
+# Within which the first poll comes: devices that a power cut ended start together.
+FIRST_S: Final = 30.0
 # Seconds between two looks at the files of what serves.
 MEND_S: Final = 24 * 3600.0
 # Steps that one policy can ask for: drop another candidate, then install.
@@ -130,6 +132,7 @@ class Agent:
         """Poll until `stop`."""
         tell_systemd(READY)
         failures = 0
+        self._wait(min(FIRST_S, self._interval_s) * random.random())  # noqa: S311 - no secret
         while not self._stop.is_set():
             polled = self.poll()
             for error in polled.errors:
@@ -138,7 +141,8 @@ class Agent:
                 "polled",
                 extra={"decided": polled.said, "phase": self._phase(), "failures": failures},
             )
-            failures = failures + 1 if polled.errors else 0
+            # A server that takes no posts may still have policies, and a halt does not wait for an hour.
+            failures = failures + 1 if polled.decided is None else 0
             self._wait(pause_s(self._interval_s, failures, random.random()))  # noqa: S311 - no secret
         tell_systemd(STOPPING)
 
@@ -181,13 +185,13 @@ class Agent:
         return decided
 
     def _fetch(self, release: str) -> None:
-        """Bring a release; where that took long, ask whether it is still wanted."""
+        """Bring a release; where a candidate took long, ask whether it is still wanted."""
         began_s = time.monotonic()
         self._bring(release)
-        if time.monotonic() - began_s > self._interval_s:
+        state = self._store.state()
+        if state.candidate == release and time.monotonic() - began_s > self._interval_s:
             self._trust.refresh()
-            policy = self._policy()
-            if policy.release != release or not policy.includes(self._device):
+            if isinstance(decide(state, self._policy(), self._device), Withdraw):
                 raise RefusedError(
                     f"{release[:12]} is no longer wanted",
                     expected="the release that the policy names",

@@ -122,7 +122,7 @@ class HttpTransport:
         )
         self._folder = urlsplit(self.url).path
         self._rests: dict[str, float] = {}
-        self._line: _Line | None = None
+        self._line: _Line
         connect = self._pool.ConnectionCls
 
         def watched(**options: Any) -> Any:
@@ -137,24 +137,25 @@ class HttpTransport:
         headers = {"Range": f"bytes={at}-"} if at else {}
         if tag:
             headers["If-None-Match"] = tag
-        response = self._ask("GET", path, headers)
+        response, line = self._ask("GET", path, headers)
         if response.status not in {200, 206}:
             # Nobody wants to read why, and it might never end.
             response.close()
             return Answer(response.status, 0, "", iter(()))
         begins = _first_byte(response.headers, at) if response.status == 206 else 0
-        return Answer(response.status, begins, response.headers.get("ETag", ""), self._parts(response, path))
+        parts = self._parts(response, line, path)
+        return Answer(response.status, begins, response.headers.get("ETag", ""), parts)
 
     def post(self, path: str, body: bytes) -> bytes:
         """As `Transport.post`."""
         headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
-        response = self._ask("POST", path, headers, body)
+        response, line = self._ask("POST", path, headers, body)
         if response.status != 200:
             response.close()
             code = NOT_TAKEN if response.status in REFUSING else "network"
             raise unreachable(self.url + path, f"status {response.status}", code=code)
         answer = b""
-        for part in self._parts(response, path):
+        for part in self._parts(response, line, path):
             answer += part
             if len(answer) > MAX_ANSWER_BYTES:
                 raise unreachable(self.url + path, f"an answer of more than {MAX_ANSWER_BYTES:,} bytes")
@@ -162,8 +163,8 @@ class HttpTransport:
 
     def _ask(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
-    ) -> urllib3.BaseHTTPResponse:
-        """The head of an answer, and the content that is still to come."""
+    ) -> tuple[urllib3.BaseHTTPResponse, _Line]:
+        """The head of an answer, and the line on which its content is still to come."""
         # A server that has no time for what devices tell may still have some for what they ask.
         if (rest_s := self._rests.get(method, 0.0) - time.monotonic()) > 0:
             raise unreachable(self.url + path, f"it asked to be left alone, for {rest_s:.0f} s still")
@@ -184,7 +185,7 @@ class HttpTransport:
         if (packed := response.headers.get("Content-Encoding", "identity")) != "identity":
             response.close()
             raise unreachable(self.url + path, f"the content comes as {packed}, which nobody asked for")
-        return response
+        return response, self._line
 
     def _begin(self, sock: socket.socket, *options: Any, **more: Any) -> HTTPResponse:
         """The answer that is about to come: everything of it goes through one place that watches the clock."""
@@ -193,9 +194,8 @@ class HttpTransport:
         response.fp = io.BufferedReader(self._line)
         return response  # type: ignore[no-any-return] # its `fp` is not in the types of Python
 
-    def _parts(self, response: urllib3.BaseHTTPResponse, path: str) -> Iterator[bytes]:
-        line, left = self._line, _whole(response.headers.get("Content-Length", ""))
-        assert line is not None
+    def _parts(self, response: urllib3.BaseHTTPResponse, line: _Line, path: str) -> Iterator[bytes]:
+        left = _whole(response.headers.get("Content-Length", ""))
         try:
             while True:
                 if path.startswith(LARGE):
@@ -224,7 +224,7 @@ class _Line(io.RawIOBase):
         url: of the server.
     """
 
-    def __init__(self, raw: io.RawIOBase, url: str) -> None:
+    def __init__(self, raw: Any, url: str) -> None:
         self._raw, self._url = raw, url
         self.ends_s = time.monotonic() + ANSWER_S
         self._waited_s, self._came = 0.0, 0
@@ -240,7 +240,7 @@ class _Line(io.RawIOBase):
             raise unreachable(self._url, f"{self._came:,} bytes in {PACE_S:g} s")
         if began_s > self.ends_s:
             raise unreachable(self._url, f"no end of an answer in {ANSWER_S:g} s")
-        came = self._raw.readinto(buffer)
+        came: int | None = self._raw.readinto(buffer)
         # Only waiting counts: a disk of this device that takes its time is not the server's fault.
         self._waited_s += time.monotonic() - began_s
         self._came += came or 0

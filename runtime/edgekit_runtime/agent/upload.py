@@ -10,7 +10,7 @@ import gzip
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -29,6 +29,23 @@ SCHEMA: Final = 1
 # Of documents in one post, before they are packed.
 BATCH_BYTES: Final = 256 << 10
 BATCH_COUNT: Final = 200
+# Of documents that may be given up in one upload: a server that is older than its devices is not flooded.
+MOST_REFUSED: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Something that the server should have.
+
+    Attributes:
+        key: by which the server knows it.
+        document: of it, plain JSON values.
+        origin: where it waits here.
+    """
+
+    key: str
+    document: Any
+    origin: Entry | Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +78,10 @@ def upload(store: Store, spool: Spool, transport: Transport, device: str, about:
         StoreError: the state cannot be read or written.
     """
     sender = _Sender(store, spool, transport, device, about)
-    reports = {report_key(device, each): each for each in store.state().reports}
+    # First, and alone: no window stands in the way of what a rollout is judged by.
+    sender.send([_told(device, report) for report in store.state().reports])
     for batch in _batches(spool):
-        sender.send(batch, reports)
-        reports = {}
+        sender.send(batch)
     return sender.sent
 
 
@@ -76,41 +93,53 @@ class _Sender:
     device: str
     about: dict[str, Any]
     sent: Uploaded = Uploaded(0, 0, 0)
+    refused: int = 0
 
-    def send(self, batch: Sequence[tuple[Entry, Any]], reports: Mapping[str, Report]) -> None:
+    def send(self, batch: Sequence[Told]) -> None:
         """Post a batch; where the server would never take it, find the document that is to blame, and drop that."""
         try:
-            self._post(batch, reports)
+            self._post(batch)
         except NetworkError as error:
-            if error.code != NOT_TAKEN or not batch:
+            if error.code != NOT_TAKEN or not batch or self.refused == MOST_REFUSED:
                 raise
             half = len(batch) // 2
             # The first half may be none: then the rest of the post is at fault, or else the one document is.
-            self.send(batch[:half], reports)
+            self.send(batch[:half])
             if half:
-                self.send(batch[half:], {})
+                self.send(batch[half:])
             else:
-                log.warning("the server does not take the window %s: it is dropped", batch[0][0].key)
-                self.spool.give_up(batch[0][0])
+                self._give_up(batch[0])
 
-    def _post(self, batch: Sequence[tuple[Entry, Any]], reports: Mapping[str, Report]) -> None:
+    def _give_up(self, told: Told) -> None:
+        log.warning("the server does not take %s: it is dropped", told.key)
+        self.refused += 1
+        if isinstance(told.origin, Entry):
+            self.spool.give_up(told.origin)
+        else:
+            tell(self.store, Sent((told.origin,)))
+
+    def _post(self, batch: Sequence[Told]) -> None:
         path = f"devices/{self.device}"
+        reports = [told for told in batch if isinstance(told.origin, Report)]
+        windows = [told for told in batch if isinstance(told.origin, Entry)]
         body = {
             "schema": SCHEMA,
             "device": self.device,
             "status": _status(self.store.state(), self.spool, self.about),
-            "reports": [{"key": key, **asdict(report)} for key, report in reports.items()],
-            "windows": [document for _, document in batch],
+            "reports": [told.document for told in reports],
+            "windows": [told.document for told in windows],
         }
         have = _have(self.transport.post(path, gzip.compress(json.dumps(body).encode(), mtime=0)), path)
-        taken = [entry for entry, _ in batch if entry.key in have]
-        for entry in taken:
+        taken = [told.origin for told in batch if told.key in have]
+        entries = [origin for origin in taken if isinstance(origin, Entry)]
+        known = tuple(origin for origin in taken if isinstance(origin, Report))
+        for entry in entries:
             self.spool.done(entry)
-        if known := tuple(report for key, report in reports.items() if key in have):
+        if known:
             tell(self.store, Sent(known))
         before = self.sent
-        self.sent = Uploaded(before.windows + len(taken), before.reports + len(known), before.posts + 1)
-        if batch and not taken:
+        self.sent = Uploaded(before.windows + len(entries), before.reports + len(known), before.posts + 1)
+        if windows and not entries:
             raise unreachable(path, "the server has nothing of what was sent")
 
 
@@ -126,10 +155,15 @@ def _status(state: State, spool: Spool, about: dict[str, Any]) -> dict[str, Any]
     return {**slots, "failed": dict(state.failed), "dropped": spool.dropped, **about}
 
 
-def _batches(spool: Spool) -> Iterator[list[tuple[Entry, Any]]]:
-    """Documents for one post after the other; an empty one where there are none."""
-    batch: list[tuple[Entry, Any]] = []
-    size = number = 0
+def _told(device: str, report: Report) -> Told:
+    key = report_key(device, report)
+    return Told(key, {"key": key, **asdict(report)}, report)
+
+
+def _batches(spool: Spool) -> Iterator[list[Told]]:
+    """Documents for one post after the other."""
+    batch: list[Told] = []
+    size = 0
     for entry in spool:
         try:
             document = spool.read(entry)
@@ -144,10 +178,10 @@ def _batches(spool: Spool) -> Iterator[list[tuple[Entry, Any]]]:
             continue
         if batch and (size + len(document) > BATCH_BYTES or len(batch) == BATCH_COUNT):
             yield batch
-            batch, size, number = [], 0, number + 1
-        batch.append((entry, tree))
+            batch, size = [], 0
+        batch.append(Told(entry.key, tree, entry))
         size += len(document)
-    if batch or number == 0:
+    if batch:
         yield batch
 
 
