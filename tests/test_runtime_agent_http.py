@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from edgekit_runtime.agent import transport as transport_module
 from edgekit_runtime.agent.notify import ALIVE, READY, tell_systemd, watchdog_s
@@ -135,6 +144,205 @@ def test_an_answer_without_end_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> 
         HttpTransport(address).post("devices/x", b"{}")
 
 
+@contextmanager
+def raw(answer: Callable[[socket.socket], None], context: ssl.SSLContext | None = None) -> Iterator[str]:
+    """The address of a server that says what it likes, to one question after the other."""
+
+    class Handler(BaseRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError), ExitStack() as stack:
+                line = self.request
+                if context is not None:
+                    line = stack.enter_context(context.wrap_socket(line, server_side=True))
+                # What is asked for does not matter.
+                if line.recv(65536):
+                    answer(line)
+
+    class Server(ThreadingTCPServer):
+        daemon_threads = True
+        block_on_close = False
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"{'https' if context else 'http'}://localhost:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def drips(first: bytes, drop: bytes, every_s: float = 0.02) -> Callable[[socket.socket], None]:
+    """Says something, and then the same for ever."""
+
+    def answer(line: socket.socket) -> None:
+        line.sendall(first)
+        while True:
+            line.sendall(drop)
+            time.sleep(every_s)
+
+    return answer
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+DRIPPING = {
+    "a line of a head": (b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+    "heads before the head": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "the size of a chunk": (CHUNKED + b"1;", b"x"),
+    "what follows the last chunk": (CHUNKED + b"0\r\n", b"X: x\r\n"),
+}
+
+
+@pytest.mark.parametrize(("limit", "every_s"), [("PACE_S", 0.02), ("ANSWER_S", 0.02), ("ANSWER_S", 0.0)])
+@pytest.mark.parametrize("what", DRIPPING)
+def test_no_part_of_an_answer_holds_a_device_for_ever(
+    monkeypatch: pytest.MonkeyPatch, what: str, every_s: float, limit: str
+) -> None:
+    monkeypatch.setattr(transport_module, limit, 0.2)
+    first, drop = DRIPPING[what]
+    # A flood may also be more than what http.client takes for one line.
+    said = r"in 0\.2 s" if every_s else "."
+    with raw(drips(first, drop, every_s)) as address:
+        for path in ("metadata/timestamp.json", "blobs/ab"):
+            began_s = time.monotonic()
+            with pytest.raises(NetworkError, match=said):
+                list(HttpTransport(address).get(path).parts)
+            with pytest.raises(NetworkError, match=said):
+                HttpTransport(address).post("devices/x", b"{}")
+            assert time.monotonic() - began_s < 20
+
+
+def test_a_small_answer_has_to_end_and_a_large_one_only_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport_module, "ANSWER_S", 0.2)
+    with dripping(bytes(30), 0.02) as address:
+        assert b"".join(HttpTransport(address).get("blobs/ab").parts) == bytes(30)
+        with pytest.raises(NetworkError, match=r"no end of an answer in 0\.2 s"):
+            list(HttpTransport(address).get("metadata/1.root.json").parts)
+
+
+def test_a_device_that_is_slow_itself_does_not_blame_the_line(
+    fleet: Fleet, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport_module, "PACE_S", 0.2)
+    fleet.blobs["ab"] = bytes(1 << 20)
+    came = 0
+    for number, part in enumerate(HttpTransport(address).get("blobs/ab").parts):
+        if number < 2:
+            time.sleep(0.3)
+        came += len(part)
+    assert came == 1 << 20
+
+
+def test_a_refusal_that_never_ends_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = threading.Event()
+
+    def answer(line: socket.socket) -> None:
+        try:
+            drips(CHUNKED.replace(b"200", b"404"), b"1\r\na\r\n", 0.001)(line)
+        finally:
+            closed.set()
+
+    with raw(answer) as address:
+        transport = HttpTransport(address)
+        assert transport.get("blobs/ab").status == 404
+        assert closed.wait(PATIENCE_S), "nobody waits for the rest"
+        with pytest.raises(NetworkError, match="404"):
+            transport.post("devices/x", b"{}")
+
+
+def test_content_that_is_packed_is_refused_by_its_name() -> None:
+    packed = gzip.compress(b"a document")
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(packed)}\r\n\r\n"
+    with raw(lambda line: line.sendall(head.encode() + packed)) as address:
+        with pytest.raises(NetworkError, match="comes as gzip"):
+            HttpTransport(address).get("metadata/timestamp.json")
+        with pytest.raises(NetworkError, match="comes as gzip"):
+            HttpTransport(address).post("devices/x", b"{}")
+
+
+@pytest.mark.parametrize("header", ["Content-Length", "Content-Range", "Retry-After"])
+def test_a_number_that_is_none_is_no_crash(header: str) -> None:
+    said = f"HTTP/1.1 {503 if header == 'Retry-After' else 206} X\r\n{header}: {'9' * 5000}\r\n\r\n"
+    with raw(lambda line: line.sendall(said.encode())) as address, suppress(NetworkError):
+        list(HttpTransport(address).get("blobs/ab", at=1).parts)
+
+
+def test_a_server_that_asks_to_be_left_alone_is_for_as_long_as_it_says() -> None:
+    asked: list[bytes] = []
+
+    def answer(line: socket.socket) -> None:
+        asked.append(b"")
+        line.sendall(b"HTTP/1.1 503 X\r\nRetry-After: 2\r\nContent-Length: 0\r\n\r\n")
+
+    with raw(answer) as address:
+        transport = HttpTransport(address)
+        for _ in range(5):
+            with pytest.raises(NetworkError):
+                transport.post("devices/x", b"{}")
+        assert len(asked) == 1
+        assert transport.get("metadata/timestamp.json").status == 503, "it may have time for that"
+        assert len(asked) == 2
+        time.sleep(2.1)
+        with pytest.raises(NetworkError, match="status 503"):
+            transport.post("devices/x", b"{}")
+        assert len(asked) == 3
+
+
+def test_a_line_is_used_again_for_the_next_question(fleet: Fleet) -> None:
+    fleet.blobs["ab"] = bytes(100_000)
+    began: list[socket.socket] = []
+    body = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+    def answer(line: socket.socket) -> None:
+        began.append(line)
+        line.sendall(body)
+        while line.recv(65536):
+            line.sendall(body)
+
+    with raw(answer) as address:
+        transport = HttpTransport(f"{address}/below/")
+        for _ in range(3):
+            assert b"".join(transport.get("blobs/ab").parts) == b"ok"
+            assert transport.post("devices/x", b"{}") == b"ok"
+    assert len(began) == 1
+
+
+def test_by_https_a_server_is_told_from_others_and_held_to_the_same_pace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = certified(tmp_path)
+    body = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    with raw(lambda line: line.sendall(body), context) as address:
+        with pytest.raises(NetworkError, match="certificate verify failed"):
+            HttpTransport(address).get("blobs/ab")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "own.pem"))
+        assert b"".join(HttpTransport(address).get("blobs/ab").parts) == b"ok"
+    monkeypatch.setattr(transport_module, "PACE_S", 0.2)
+    dripping_head = raw(drips(*DRIPPING["a line of a head"]), context)
+    with dripping_head as address, pytest.raises(NetworkError, match=r"in 0\.2 s"):
+        HttpTransport(address).get("blobs/ab")
+
+
+def certified(folder: Path) -> ssl.SSLContext:
+    """Of a server named localhost that vouches for itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    today = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(today - timedelta(days=1))
+        .not_valid_after(today + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    own = folder / "own.pem"
+    own.write_bytes(
+        made.public_bytes(Encoding.PEM) + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(own)
+    return context
+
+
 def test_a_server_that_is_not_there_is_a_network_error() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -217,7 +425,8 @@ def test_under_a_supervisor_it_says_that_it_is_ready_alive_and_about_to_stop(
         environment = {
             **os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "400000",
         }  # fmt: skip
-        command = [sys.executable, "-m", "edgekit_runtime.cli", *agent(tmp_path, address, root)]
+        options = agent(tmp_path, address, root, "--interval", "1")
+        command = [sys.executable, "-m", "edgekit_runtime.cli", *options]
         with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
             assert supervisor.recv(99) == READY.encode()

@@ -59,7 +59,7 @@ def _read(release: str, text: bytes) -> Release:
 
 def _check_model(store: Store, found: Release, live: str | None) -> None:
     """Hold a release against the model that serves: a stolen key of policies could name one of another model."""
-    if live in {None, found.id}:
+    if live is None or live == found.id:
         return
     name = store.release(live).name
     if found.name != name:
