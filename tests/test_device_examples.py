@@ -167,28 +167,72 @@ def test_the_script_installs_again_and_again_and_keeps_what_a_person_wrote(tmp_p
     assert "EDGEKIT_SERVER=https://fleet.example.com" in settings.read_text()
     assert (prefix / "etc" / "edgekit" / "root.json").read_text() == "{}"
     assert (prefix / "etc" / "systemd" / "system" / UNIT.name).read_bytes() == UNIT.read_bytes()
-    settings.write_text("EDGEKIT_SERVER=https://other.example.com\n")
+    written = "EDGEKIT_SERVER=https://other.example.com\nEDGEKIT_CHANNEL=beta\n"
+    settings.write_text(written)
     again = install(prefix, "--server", "https://fleet.example.com", "--root", str(root), "--format", "onnx")
     assert again.returncode == 0
-    assert settings.read_text() == "EDGEKIT_SERVER=https://other.example.com\n"
+    assert settings.read_text() == written
     asked = (prefix / "asked").read_text().splitlines()
     installed = [line.split()[-1] for line in asked if "install" in line]
     assert installed == ["edgekit-runtime[tflite]", "edgekit-runtime[onnx]"]
-    assert "stays as it is" in again.stderr
+    assert "agent.env stays as it is; write EDGEKIT_SERVER=https://fleet.example.com there" in again.stderr
+    assert "EDGEKIT_CHANNEL" not in again.stderr, "nobody asked for another channel"
 
 
 def test_the_first_root_stays_as_newer_ones_come_from_the_server(tmp_path: Path) -> None:
     prefix, root = tmp_path / "prefix", tmp_path / "root.json"
     for text in ("first", "rotated"):
         root.write_text(text)
-        assert install(prefix, "--server", "https://fleet.example.com", "--root", str(root)).returncode == 0
+        done = install(prefix, "--server", "https://fleet.example.com", "--root", str(root))
+        assert done.returncode == 0
+        assert ("root.json stays as it is" in done.stderr) == (text == "rotated")
     assert (prefix / "etc" / "edgekit" / "root.json").read_text() == "first"
+
+
+def test_an_image_that_is_built_elsewhere_starts_the_agent_as_its_user_when_it_boots(tmp_path: Path) -> None:
+    prefix, root = tmp_path / "image", tmp_path / "root.json"
+    root.write_text("{}")
+    (prefix / "etc").mkdir(parents=True)
+    (prefix / "etc" / "group").write_text("root:x:0:\nvideo:x:44:\n")
+    command = prefix / "opt" / "edgekit" / "bin" / "edgekit-runtime"
+    command.parent.mkdir(parents=True)
+    command.write_text(f"#!{prefix}/opt/edgekit/bin/python\n")
+    done = install(prefix, "--server", "https://fleet.example.com", "--root", str(root))
+    assert done.returncode == 0, done.stderr
+    assert command.read_text() == "#!/opt/edgekit/bin/python\n"
+    units = prefix / "etc" / "systemd" / "system"
+    wanted = units / "multi-user.target.wants" / UNIT.name
+    assert wanted.readlink() == Path("/etc/systemd/system") / UNIT.name
+    assert (units / f"{UNIT.name}.d" / "groups.conf").read_text() == "[Service]\nSupplementaryGroups=video\n"
+    user = unit()["Service"]["User"]
+    assert f"\nu {user} " in (prefix / "etc" / "sysusers.d" / "edgekit.conf").read_text()
+
+
+def test_what_was_installed_goes_and_models_and_settings_stay_unless_they_shall_go_too(
+    tmp_path: Path,
+) -> None:
+    prefix, root = tmp_path / "prefix", tmp_path / "root.json"
+    root.write_text("{}")
+    model, other = prefix / "var" / "lib" / "edgekit" / "model", prefix / "opt" / "other"
+    for path in (model, other):
+        path.parent.mkdir(parents=True)
+        path.write_text("of somebody")
+    assert install(prefix, "--server", "https://fleet.example.com", "--root", str(root)).returncode == 0
+    assert install(prefix, "--uninstall").returncode == 0
+    assert not (prefix / "opt" / "edgekit").exists()
+    assert not [path for path in prefix.rglob("*") if path.name.startswith(UNIT.name)]
+    assert (prefix / "etc" / "edgekit" / "agent.env").exists()
+    assert install(prefix, "--uninstall", "--purge").returncode == 0
+    assert not (prefix / "etc" / "edgekit").exists()
+    assert not model.exists()
+    assert other.read_text() == "of somebody"
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ([], "--server https"),
+        (["--purge", "--server", "https://x", "--root", "/dev/null"], "--uninstall"),
         (["--server", "https://x"], "--server https"),
         (["--server"], "--server https"),
         (["--server", "https://x", "--root", "/nowhere"], "/nowhere cannot be read"),
