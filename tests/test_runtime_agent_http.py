@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import os
 import signal
 import socket
@@ -32,6 +33,7 @@ from edgekit_runtime.agent.start import device_id
 from edgekit_runtime.agent.transport import HttpTransport
 from edgekit_runtime.cli import main
 from edgekit_runtime.errors import InputError, NetworkError
+from edgekit_runtime.logs import JsonLines
 from edgekit_runtime.state import PROBATION
 from edgekit_runtime.store import Store
 from support.adders import adder
@@ -492,6 +494,15 @@ def test_an_address_outside_of_the_file_system_is_reached() -> None:
         supervisor.bind(f"\0{name}")
         assert tell_systemd(READY, ALIVE, environment={"NOTIFY_SOCKET": f"@{name}"})
         assert supervisor.recv(99) == b"READY=1\nWATCHDOG=1"
+
+
+def test_a_line_of_the_log_is_json_whatever_it_speaks_of() -> None:
+    record = logging.makeLogRecord(
+        {"msg": "größe \ud800", "levelname": "INFO", "name": "x", "way": Path("é")}
+    )
+    line = JsonLines().format(record)
+    assert line.isascii()
+    assert json.loads(line)["message"] == "größe \ud800"
 
 
 @pytest.mark.parametrize(
