@@ -213,3 +213,29 @@ def test_the_store_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert str(default_store()) == "/var/lib/edgekit"
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     assert default_store().name == "edgekit"
+
+
+def test_the_environment_sets_an_agent_and_its_options_come_before_it(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = {
+        "SERVER": "https://a",
+        "DEVICE": "d",
+        "CHANNEL": "beta",
+        "TOKEN_FILE": "/t",
+        "INTERVAL": "60",
+        "QUOTA_MB": "5",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(f"EDGEKIT_{name}", value)
+    options = _parser().parse_args(["agent", "--channel", "stable"])
+    assert (options.server, options.device, options.channel) == ("https://a", "d", "stable")
+    assert (options.token_file, options.interval, options.quota_mb) == (Path("/t"), 60.0, 5.0)
+    monkeypatch.setenv("EDGEKIT_INTERVAL", "soon")
+    with pytest.raises(SystemExit):
+        _parser().parse_args(["agent"])
+    assert "'soon'" in capsys.readouterr().err
+    for name in given:
+        monkeypatch.setenv(f"EDGEKIT_{name}", "")
+    assert _parser().parse_args(["agent"]).interval == 300.0

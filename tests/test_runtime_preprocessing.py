@@ -94,6 +94,12 @@ def test_a_gray_image_is_shown_to_a_model_of_colours_as_the_reference_shows_it(
         np.testing.assert_array_equal(made(each), wanted)
 
 
+def test_a_whole_number_larger_than_any_of_numpy_is_a_number() -> None:
+    made = Preprocessing.from_manifest({"scale": 2**70, "mean": [2**70]})
+    assert made is not None
+    assert (made.scale, made.mean) == (2.0**70, (2.0**70,))
+
+
 def test_without_a_recipe_there_is_no_preprocessing() -> None:
     assert Preprocessing.from_manifest({}) is None
 
@@ -115,7 +121,12 @@ def test_without_a_recipe_there_is_no_preprocessing() -> None:
         ({"scale": "1/255"}, "scale"),
         ({"mean": [0.1, 0.2]}, "mean"),
         ({"mean": [float("inf")]}, "mean"),
+        ({"mean": [10**400]}, "mean"),
+        ({"scale": 10**400}, "scale"),
+        ({"scale": 1e39}, "scale"),
+        ({"scale": 1e-60}, "scale"),
         ({"std": [0.0]}, "std"),
+        ({"std": [1e-60]}, "std"),
         ({"std": [1.0, 1.0], "color": "GRAY"}, "std"),
         ({"mean": {}}, "mean"),
     ],

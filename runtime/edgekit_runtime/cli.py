@@ -162,13 +162,22 @@ def _agent_options(agent: argparse.ArgumentParser) -> None:
         "--root", type=Path, default=None, help="root.json of the fleet; needed once, at the first start"
     )
     agent.add_argument(
-        "--token-file", type=Path, default=None, help="file with what the server knows this device by"
+        "--token-file",
+        type=Path,
+        default=environment("EDGEKIT_TOKEN_FILE") or None,
+        help="file with what the server knows this device by (EDGEKIT_TOKEN_FILE)",
     )
     agent.add_argument(
-        "--interval", type=_positive, default=300.0, help="seconds between polls (default: 300)"
+        "--interval",
+        type=_positive,
+        default=environment("EDGEKIT_INTERVAL") or 300.0,
+        help="seconds between polls (EDGEKIT_INTERVAL; default: 300)",
     )
     agent.add_argument(
-        "--quota-mb", type=_positive, default=None, help="megabytes that all versions may take"
+        "--quota-mb",
+        type=_positive,
+        default=environment("EDGEKIT_QUOTA_MB") or None,
+        help="megabytes that all versions may take (EDGEKIT_QUOTA_MB)",
     )
     agent.add_argument("--insecure", action="store_true", help="plain HTTP to another host: for tests only")
     agent.add_argument("--once", action="store_true", help="poll once, and say what came of it")

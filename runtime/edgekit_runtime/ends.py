@@ -26,6 +26,7 @@ class End:
         dtype: that the application gives or gets.
         shape: that the application gives or gets, -1 where any length is taken.
         convert: from the one to the other, None where they are the same.
+        any_rank: the file may leave even the number of axes open; `shape` is empty then.
     """
 
     name: str
@@ -33,6 +34,7 @@ class End:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     convert: Convert | None
+    any_rank: bool = False
 
 
 def of_file(ports: Sequence[Port], *, into: bool) -> tuple[End, ...]:
@@ -44,6 +46,8 @@ def of_file(ports: Sequence[Port], *, into: bool) -> tuple[End, ...]:
             np.dtype(np.float32) if port.scale else port.dtype,
             port.shape,
             (_onto if into else _off)(port.scale, port.zero_point, port.dtype) if port.scale else None,
+            # Backends say the same of a single number.
+            any_rank=not port.shape,
         )
         for place, port in enumerate(ports)
     )
@@ -76,15 +80,14 @@ def fit(end: End, value: Any) -> Array:
         InputError: a shape or a dtype that does not fit.
     """
     array = _exactly(end, as_array(end.name, value))
-    if not end.shape:
-        # A single number, or a rank that the file leaves open: the backend judges.
+    if end.any_rank:
         return array
     if array.ndim == len(end.shape) - 1 and end.shape[0] in (-1, 1):
         array = array[None]
     if array.ndim != len(end.shape) or any(
         want not in (-1, length) for want, length in zip(end.shape, array.shape, strict=True)
     ):
-        raise _misfit(end, f"has the shape {np.shape(value)}")
+        raise misfit(end, f"has the shape {np.shape(value)}")
     return array
 
 
@@ -96,10 +99,13 @@ def as_array(name: str, value: Any) -> Array:
     """
     try:
         return np.asarray(value)
-    except ValueError as error:
+    except MemoryError:
+        raise
+    except Exception as error:
+        # What makes an array of itself fails in ways of its own, such as tensors that wait for gradients.
         raise InputError(
             f"the input {name!r} is no array: {str(error)[:200]}",
-            expected="rows of the same length",
+            expected="numbers, in rows of the same length",
             way_out="Give a numpy array.",
             code="input",
         ) from error
@@ -107,20 +113,20 @@ def as_array(name: str, value: Any) -> Array:
 
 def _exactly(end: End, array: Array) -> Array:
     """The same numbers in the dtype of an end."""
-    if array.dtype == end.dtype:
-        return array
+    if np.can_cast(array.dtype, end.dtype):
+        return array.astype(end.dtype, copy=False)
     whole = array.dtype.kind in "iu" and end.dtype.kind in "iub"
     if not whole and not np.can_cast(array.dtype, end.dtype, "same_kind"):
-        raise _misfit(end, f"is {array.dtype}")
+        raise misfit(end, f"is {array.dtype}")
     if whole and array.size:
         low, high = (0, 1) if end.dtype.kind == "b" else (np.iinfo(end.dtype).min, np.iinfo(end.dtype).max)
         for number in (int(array.min()), int(array.max())):
             if not low <= number <= high:
-                raise _misfit(end, f"holds {number}")
+                raise misfit(end, f"holds {number}, beyond {low}…{high}")
     with np.errstate(over="ignore"):
         found = array.astype(end.dtype)
     if found.dtype.kind == "f" and not np.isfinite(found).all() and np.isfinite(array).all():
-        raise _misfit(end, f"holds {float(np.abs(array).max()):g}")
+        raise misfit(end, f"holds {array[~np.isfinite(found)].flat[0]}, beyond ±{np.finfo(end.dtype).max}")
     return found
 
 
@@ -209,11 +215,13 @@ def _lies(artifact: Artifact, found: str, expected: str) -> ArtifactError:
     )
 
 
-def _misfit(end: End, found: str) -> InputError:
+def misfit(end: End, found: str) -> InputError:
+    """The error for what an input was given."""
     shape = ", ".join("any" if n == -1 else str(n) for n in end.shape)
+    number = f"{end.dtype}, " + ("of the axes that the file takes" if end.any_rank else "a single number")
     return InputError(
         f"the input {end.name!r} {found}",
-        expected=f"{end.dtype} [{shape}], or one sample without the first axis",
+        expected=f"{end.dtype} [{shape}], or one sample without the first axis" if end.shape else number,
         way_out="Give the values as the model was trained on them; `edgekit-runtime status` shows its inputs.",
         code="input",
     )

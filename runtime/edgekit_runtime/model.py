@@ -13,7 +13,7 @@ import numpy as np
 from edgekit_runtime.backends import BACKENDS, Array, Session, Settings, installed, open_session
 from edgekit_runtime.bundle import MANIFEST, Bundle, Locate, check_artifact
 from edgekit_runtime.contract import Artifact, Manifest
-from edgekit_runtime.ends import End, as_array, fit, of_file, of_manifest
+from edgekit_runtime.ends import End, as_array, fit, misfit, of_file, of_manifest
 from edgekit_runtime.errors import ArtifactError, BackendError, InputError
 from edgekit_runtime.golden import SelfTest, compare, read_golden
 from edgekit_runtime.preprocessing import Preprocessing
@@ -52,12 +52,24 @@ class Info:
 class Model:
     """A model that is loaded. Safe to call from several threads."""
 
-    __slots__ = ("__weakref__", "_any_batch", "_entries", "_exits", "_golden", "_rows", "_session", "info")
+    __slots__ = (
+        "__weakref__",
+        "_any_batch",
+        "_entries",
+        "_exits",
+        "_golden",
+        "_lead",
+        "_rows",
+        "_session",
+        "info",
+    )
 
     def __init__(self, session: Session, info: Info, golden: Path | None) -> None:
         self.info, self._session, self._golden = info, session, golden
         self._any_batch = all(port.shape[:1] == (-1,) for port in session.inputs)
-        self._rows = session.inputs[0].shape[0] if session.inputs and session.inputs[0].shape else 1
+        # Samples are told by the first input that has axes: a single number is a setting.
+        self._lead = next((end for end in info.inputs if end.shape), None)
+        self._rows = session.inputs[self._lead.place].shape[0] if self._lead else 1
         self._entries = tuple(sorted(info.inputs, key=lambda end: end.place))
         self._exits = tuple((end.name, end.place, end.convert) for end in info.outputs)
 
@@ -76,6 +88,7 @@ class Model:
         """
         place = Path(path)
         try:
+            place.stat()
             whole = (place / MANIFEST).exists()
         except (OSError, ValueError) as error:
             raise _unknown(place, getattr(error, "strerror", None) or str(error)) from error
@@ -152,7 +165,7 @@ class Model:
         return self.info.preprocessing(raw)
 
     def predict(self, x: Array | Mapping[str, Array]) -> Any:
-        """Run the model once.
+        """Run the model once. Nothing is left of the calls before: a recurrent network begins in its initial state.
 
         Args:
             x: the input, or name to input where there are several; real values in the axes of the user's model, with
@@ -162,7 +175,8 @@ class Model:
             The output, or name to output where there are several, as numpy arrays that the caller may keep.
 
         Raises:
-            InputError: a name, shape or dtype that does not fit.
+            InputError: a name, a shape, a dtype or a number that does not fit.
+            BackendError: the backend computes no answer of what fits.
         """
         arrays, bare = self._ready(x), False
         if arrays is None:
@@ -190,7 +204,9 @@ class Model:
             As `predict`, with the batch axis.
 
         Raises:
-            InputError: as `predict`; also where the inputs have different numbers of samples, or none.
+            InputError: as `predict`; also where the inputs have different numbers of samples, or none, or where an
+                output does not tell samples apart.
+            BackendError: as `predict`.
         """
         given = self._named(x)
         counts = {np.shape(value)[:1] for value in given.values()}
@@ -202,10 +218,14 @@ class Model:
                 code="input",
             )
         ((n,),) = counts
-        if self._any_batch:
+        for end in self._entries:
+            if end.shape and given[end.name].ndim != len(end.shape):
+                # One sample would be taken apart, where the file leaves the axis after the first one open.
+                raise misfit(end, f"has the shape {given[end.name].shape}")
+        if self._any_batch or self._rows > 1:
             found = self._run(self._fitted(given))
         else:
-            rows = [self._row({k: v[i : i + 1] for k, v in given.items()}) for i in range(n)]
+            rows = [self._row(self._sample(given, i)) for i in range(n)]
             found = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
         return found[0] if len(found) == 1 else self._by_name(found)
 
@@ -258,16 +278,18 @@ class Model:
 
     def _is_bare(self, given: Mapping[str, Array]) -> bool:
         """Whether samples come without an axis for them."""
-        return any(given[end.name].ndim == len(end.shape) - 1 for end in self.info.inputs[:1])
+        return self._lead is not None and given[self._lead.name].ndim == len(self._lead.shape) - 1
 
     def _is_batch(self, given: Mapping[str, Array]) -> bool:
         """Whether there are several samples for a file that takes one."""
-        return not self._any_batch and any(
-            given[end.name].ndim == len(end.shape) > 0
-            and end.shape[0] in (-1, 1)
-            and given[end.name].shape[0] not in (1, self._rows)
-            for end in self.info.inputs[:1]
-        )
+        if self._lead is None or self._rows != 1 or self._lead.shape[0] not in (-1, 1):
+            return False
+        x = given[self._lead.name]
+        return x.ndim == len(self._lead.shape) and x.shape[0] != 1
+
+    def _sample(self, given: Mapping[str, Array], i: int) -> Mapping[str, Array]:
+        single = {end.name for end in self._entries if not end.shape and not end.any_rank}
+        return {name: x[i] if name in single else x[i : i + 1] for name, x in given.items()}
 
     def _row(self, given: Mapping[str, Array]) -> list[Array]:
         found = self._run(self._fitted(given))

@@ -17,6 +17,7 @@ COLORS: Final = ("RGB", "BGR", "GRAY")
 LAYOUTS: Final = ("NCHW", "NHWC")
 # No camera and no model needs more; a manifest that asks for it is no recipe but an attack on memory.
 MAX_SIDE: Final = 16384
+LARGEST: Final = float(np.finfo(np.float32).max)
 
 Pixels = NDArray[np.uint8]
 Size = tuple[int, int] | int
@@ -68,8 +69,8 @@ class Preprocessing:
         for key in ("mean", "std"):
             if len(getattr(made, key)) not in (1, made.channels):
                 raise _wrong(key, table[key], f"1 or {made.channels} numbers")
-        if min(made.std) <= 0:
-            raise _wrong("std", table["std"], "positive numbers")
+        if np.float32(min(made.std)) <= 0:
+            raise _wrong("std", table["std"], "positive numbers in float32")
         return made
 
     @property
@@ -158,15 +159,16 @@ def _size(key: str, value: Any) -> Size | None:
 
 def _numbers(key: str, value: Any) -> tuple[float, ...]:
     items = value if isinstance(value, list) else [value]
-    if not all(is_real(x) for x in items):
-        raise _wrong(key, value, "finite numbers")
+    # Pixels are computed in float32, where a larger number is infinite.
+    if not all(is_real(x) and abs(x) <= LARGEST for x in items):
+        raise _wrong(key, value, "finite numbers in float32")
     return tuple(float(x) for x in items)
 
 
 def _positive(key: str, value: Any) -> float:
     (number,) = _numbers(key, [value])
-    if number <= 0:
-        raise _wrong(key, value, "a positive number")
+    if np.float32(number) <= 0:
+        raise _wrong(key, value, "a positive number in float32")
     return number
 
 

@@ -49,5 +49,13 @@ def open_file(path: Path, settings: Settings) -> _Session:
 
 
 def _port(feature: Any) -> Port:
+    kind = feature.type.WhichOneof("Type")
+    if kind != "multiArrayType":
+        raise BackendError(
+            f"{feature.name!r} is a {kind}",
+            expected="multi-arrays at the ends of a model",
+            way_out="Convert the model with `ct.TensorType` for images, and without a classifier's configuration.",
+            code="ends",
+        )
     array = feature.type.multiArrayType
     return Port(feature.name, np.dtype(DTYPES.get(array.dataType, "float32")), tuple(array.shape))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Iterable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,7 +59,8 @@ def open_file(path: Path, settings: Settings) -> _Session:
     """Load a file and allocate its tensors.
 
     Raises:
-        BackendError: no interpreter is installed, a delegate cannot be loaded, or it is no TFLite file.
+        BackendError: no interpreter is installed, a delegate cannot be loaded, it is no TFLite file, or one that
+            remembers what it was given.
     """
     module = import_backend(BACKENDS["tflite"])
     with path.open("rb") as file:
@@ -76,6 +78,15 @@ def open_file(path: Path, settings: Settings) -> _Session:
         more["experimental_delegates"] = [_delegate(module, library) for library in settings.delegates]
     interpreter = module.Interpreter(model_path=str(path), num_threads=settings.threads, **more)
     interpreter.allocate_tensors()
+    # The one way to see operators, and private in both packages. Unlike variable tensors, what is assigned to
+    # resources cannot be reset.
+    if any(op["op_name"] == "ASSIGN_VARIABLE" for op in interpreter._get_ops_details()):
+        raise BackendError(
+            f"{path}: remembers from call to call what it was given",
+            expected="a model whose answer depends on its inputs alone",
+            way_out="Export the model with its state as an input and an output.",
+            code="state",
+        )
     return _Session(interpreter)
 
 
@@ -96,33 +107,42 @@ def _delegate(module: Any, library: str) -> Any:
 def _ends(interpreter: Any) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
     """(name, details) of inputs and outputs, by the names of the signature where there is one."""
     signatures = interpreter.get_signature_list()
-    plain_in, plain_out = interpreter.get_input_details(), interpreter.get_output_details()
+    # A graph may list an input twice; it is one tensor all the same.
+    plain_in = list({detail["index"]: detail for detail in interpreter.get_input_details()}.values())
+    plain_out = interpreter.get_output_details()
     if len(signatures) == 1:
         runner = interpreter.get_signature_runner(next(iter(signatures)))
-        sides = (runner.get_input_details(), plain_in), (runner.get_output_details(), plain_out)
-        # What a signature leaves out would be computed from whatever lies in memory.
-        if all(_indices(named.values()) == _indices(plain) for named, plain in sides):
-            return _named(*sides[0]), _named(*sides[1])
-    return _unnamed("input", plain_in), _unnamed("output", plain_out)
+        named_in, named_out = runner.get_input_details(), runner.get_output_details()
+        # What a signature leaves out would be computed from whatever lies in memory, and so would an input of two
+        # names.
+        whole = _tensors(named_in.values()) == _tensors(plain_in) and len(named_in) == len(plain_in)
+        if whole and _tensors(named_out.values()) == _tensors(plain_out):
+            return _named(named_in, plain_in), _named(named_out, plain_out)
+    return _apart("input", plain_in), _apart("output", plain_out)
 
 
-def _indices(details: Iterable[Any]) -> set[int]:
-    return {int(detail["index"]) for detail in details}
+def _tensors(details: Iterable[Any]) -> set[tuple[int, str]]:
+    """Index and name: a signature may be of another graph, whose indices begin anew."""
+    return {(int(detail["index"]), str(detail["name"])) for detail in details}
 
 
-def _unnamed(kind: str, details: Sequence[Any]) -> list[tuple[str, Any]]:
+def _apart(kind: str, details: Sequence[Any]) -> list[tuple[str, Any]]:
     """Names of the graph, which need not be there, nor be different."""
-    names = [detail["name"] or f"{kind}_{place}" for place, detail in enumerate(details)]
-    return [
-        (name if names.count(name) == 1 else f"{name}_{place}", detail)
-        for place, (name, detail) in enumerate(zip(names, details, strict=True))
-    ]
+    taken = {detail["name"] for detail in details}
+    found: dict[str, Any] = {}
+    for place, detail in enumerate(details):
+        name = detail["name"]
+        if not name or name in found:
+            numbers = count(1 if name else place)
+            name = next(n for n in (f"{name or kind}_{k}" for k in numbers) if n not in taken | found.keys())
+        found[name] = detail
+    return list(found.items())
 
 
 def _named(named: dict[str, Any], plain: Sequence[Any]) -> list[tuple[str, Any]]:
     """Names of the signature, in the order of the graph; two outputs may be one tensor."""
     order = {detail["index"]: place for place, detail in enumerate(plain)}
-    return sorted(named.items(), key=lambda item: order.get(item[1]["index"], len(order)))
+    return sorted(named.items(), key=lambda item: order[item[1]["index"]])
 
 
 def _port(name: str, detail: Any) -> Port:

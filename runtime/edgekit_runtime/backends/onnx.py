@@ -69,7 +69,7 @@ def _port(value: Any) -> Port:
         raise BackendError(
             f"{value.name!r} is a {value.type}",
             expected=f"one of {', '.join(DTYPES)}",
-            way_out="Export the model with tensors of numbers at its ends.",
+            way_out="Export the model with tensors of numbers at its ends; with skl2onnx, by `zipmap=False`.",
             code="ends",
         )
     shape = tuple(n if isinstance(n, int) else -1 for n in value.shape)
