@@ -24,8 +24,8 @@ from edgekit_runtime.agent.transport import unreachable
 from edgekit_runtime.agent.upload import MOST_REFUSED
 from edgekit_runtime.contract import ContractError
 from edgekit_runtime.errors import ArtifactError, NetworkError, StoreError
-from edgekit_runtime.events import MarkedGood, Pinned
-from edgekit_runtime.policies import BUCKETS, Policy, bucket_of
+from edgekit_runtime.events import Activated, Done, MarkedGood, Offered, Pinned, RolledBack
+from edgekit_runtime.policies import BUCKETS, MAX_POLICY_BYTES, MAX_RULES, Policy, Rule, bucket_of
 from edgekit_runtime.runtime import Runtime
 from edgekit_runtime.spool import Spool
 from edgekit_runtime.state import (
@@ -40,6 +40,7 @@ from edgekit_runtime.state import (
     State,
 )
 from edgekit_runtime.store import Store
+from edgekit_runtime.transition import transition
 from edgekit_runtime.trust import Trust
 from edgekit_runtime.windows import Counts, Figures, Window
 from support.adders import WIDTH, add, adder
@@ -104,44 +105,145 @@ def slots(board: Board) -> tuple[str, str | None, str | None]:
 
 # What a policy asks for
 
-POLICY = Policy(NEW, "salt", BUCKETS)
+BACK, SETTLED, ROLLOUT, BESIDE = (
+    Rule(OLD, "s", BUCKETS),
+    Rule(LIVE, "s", BUCKETS),
+    Rule(NEW, "salt", BUCKETS),
+    Rule(NEW, "salt", BUCKETS, "shadow"),
+)
 AT_REST = State(live=LIVE, last_good=OLD)
+COMING = replace(AT_REST, candidate=NEW)
+TRIED = State(phase=PROBATION, live=NEW, last_good=LIVE)
+FAILED = replace(AT_REST, failed={NEW: "golden"})
 
 
 @pytest.mark.parametrize(
-    ("state", "policy", "decision"),
+    ("state", "rules", "decision"),
     [
-        (AT_REST, POLICY, Install(NEW, shadow=False)),
-        (AT_REST, replace(POLICY, mode="shadow"), Install(NEW, shadow=True)),
-        (State(), POLICY, Install(NEW, shadow=False)),
-        (AT_REST, replace(POLICY, release=LIVE), Leave("serves")),
-        (AT_REST, replace(POLICY, release=OLD), Withdraw()),
-        (AT_REST, replace(POLICY, bound=0), Leave("not_meant")),
-        (replace(AT_REST, pinned=True), POLICY, Leave("pinned")),
-        (replace(AT_REST, failed={NEW: "golden"}), POLICY, Leave("failed_before")),
-        (replace(AT_REST, phase=FETCH, candidate=NEW), POLICY, GoOn()),
-        (replace(AT_REST, phase=FETCH, candidate=OTHER), POLICY, Withdraw()),
-        (replace(AT_REST, phase=FETCH, candidate=NEW), replace(POLICY, mode="shadow"), Withdraw()),
-        (replace(AT_REST, phase=FETCH, candidate=NEW, shadow=True), replace(POLICY, mode="shadow"), GoOn()),
-        (replace(AT_REST, phase=FETCH, candidate=NEW, shadow=True), POLICY, GoOn()),
-        (replace(AT_REST, phase=FETCH, candidate=NEW), replace(POLICY, bound=0), Withdraw()),
-        (replace(AT_REST, phase=SHADOW, candidate=NEW), POLICY, Activate()),
-        (
-            replace(AT_REST, phase=SHADOW, candidate=NEW),
-            replace(POLICY, mode="shadow"),
-            Leave("in_the_shadow"),
+        # At rest
+        (AT_REST, (ROLLOUT, SETTLED), Install(NEW, shadow=False)),
+        (AT_REST, (BESIDE, SETTLED), Install(NEW, shadow=True)),
+        (AT_REST, (BESIDE,), Install(NEW, shadow=True)),
+        (AT_REST, (SETTLED,), Leave("serves")),
+        (AT_REST, (SETTLED, ROLLOUT), Leave("serves")),
+        (AT_REST, (BACK,), Withdraw()),
+        (AT_REST, (replace(BACK, mode="shadow"), SETTLED), Install(OLD, shadow=True)),
+        (AT_REST, (), Leave("not_meant")),
+        (AT_REST, (replace(ROLLOUT, bound=0), SETTLED), Leave("serves")),
+        (AT_REST, (replace(ROLLOUT, cohort='region == "eu"'), SETTLED), Leave("serves")),
+        (AT_REST, (replace(ROLLOUT, cohort='region == "us"'), SETTLED), Install(NEW, shadow=False)),
+        (FAILED, (ROLLOUT, SETTLED), Leave("failed_before")),
+        (FAILED, (BESIDE, SETTLED), Leave("failed_before")),
+        (replace(AT_REST, pinned=True), (ROLLOUT,), Leave("pinned")),
+        # A halted rollout: its rule is gone, and what it brought serves
+        (State(live=NEW, last_good=LIVE), (SETTLED,), Withdraw()),
+        (State(live=NEW, last_good=LIVE), (replace(ROLLOUT, bound=0), SETTLED), Withdraw()),
+        (State(live=NEW), (SETTLED,), Install(LIVE, shadow=False)),
+        (State(live=NEW, last_good=LIVE), (replace(BESIDE, release=OTHER), SETTLED), Withdraw()),
+        (State(live=NEW, last_good=LIVE), (BESIDE, SETTLED), Leave("serves")),
+        (State(live=NEW, last_good=LIVE), (ROLLOUT, SETTLED), Leave("serves")),
+        # A device that comes late: what is settled first, then the shadow
+        (State(live=OLD), (BESIDE, SETTLED), Install(LIVE, shadow=False)),
+        (State(live=OLD, failed={LIVE: "golden"}), (BESIDE, SETTLED), Install(NEW, shadow=True)),
+        # Nothing serves
+        (State(), (ROLLOUT, SETTLED), Install(NEW, shadow=False)),
+        (State(), (BESIDE, SETTLED), Install(LIVE, shadow=False)),
+        (State(), (BESIDE,), Leave("nothing_to_run_beside")),
+        (State(phase=FETCH, candidate=LIVE), (BESIDE, SETTLED), GoOn()),
+        (State(phase=FETCH, candidate=NEW), (BESIDE, SETTLED), Withdraw()),
+        # On its way
+        *((replace(COMING, phase=phase), (ROLLOUT, SETTLED), GoOn()) for phase in (FETCH, VERIFY, STAGE)),
+        *(
+            (replace(COMING, phase=phase), rules, Withdraw())
+            for phase in (FETCH, VERIFY, STAGE)
+            for rules in ((SETTLED,), (BESIDE, SETTLED), (), (replace(ROLLOUT, release=OTHER),))
         ),
-        (replace(AT_REST, phase=SHADOW, candidate=OTHER), POLICY, Withdraw()),
-        (replace(AT_REST, phase=SHADOW, candidate=NEW), replace(POLICY, bound=0), Withdraw()),
-        (State(phase=PROBATION, live=NEW, last_good=LIVE), POLICY, Leave("on_probation")),
-        (State(phase=PROBATION, live=NEW, last_good=LIVE), replace(POLICY, release=LIVE), Withdraw()),
-        (State(phase=PROBATION, live=NEW, last_good=LIVE), replace(POLICY, bound=0), Leave("not_meant")),
-        *((replace(AT_REST, phase=phase, candidate=NEW), POLICY, GoOn()) for phase in (VERIFY, STAGE)),
-        *((replace(AT_REST, phase=phase), POLICY, GoOn()) for phase in (COMMIT, ROLLBACK)),
+        (replace(COMING, phase=FETCH, shadow=True), (BESIDE, SETTLED), GoOn()),
+        (replace(COMING, phase=FETCH, shadow=True), (ROLLOUT, SETTLED), GoOn()),
+        (replace(COMING, phase=FETCH, shadow=True, live=OLD, last_good=None), (BESIDE, SETTLED), Withdraw()),
+        # In the shadow
+        (replace(COMING, phase=SHADOW), (ROLLOUT, SETTLED), Activate()),
+        (replace(COMING, phase=SHADOW), (BESIDE, SETTLED), Leave("in_the_shadow")),
+        (replace(COMING, phase=SHADOW), (SETTLED,), Withdraw()),
+        (replace(COMING, phase=SHADOW), (BACK,), Withdraw()),
+        (replace(COMING, phase=SHADOW), (replace(BESIDE, release=OTHER), SETTLED), Withdraw()),
+        (replace(COMING, phase=SHADOW), (), Withdraw()),
+        (replace(COMING, phase=SHADOW, live=OLD, last_good=None), (BESIDE, SETTLED), Withdraw()),
+        # On probation
+        (TRIED, (ROLLOUT, SETTLED), Leave("on_probation")),
+        (TRIED, (BESIDE, SETTLED), Leave("on_probation")),
+        (TRIED, (SETTLED,), Withdraw()),
+        (TRIED, (replace(ROLLOUT, bound=0), SETTLED), Withdraw()),
+        (TRIED, (replace(BESIDE, release=OTHER), SETTLED), Withdraw()),
+        (TRIED, (replace(ROLLOUT, release=OTHER),), Withdraw()),
+        (TRIED, (replace(ROLLOUT, release=OTHER), ROLLOUT), Leave("on_probation")),
+        (TRIED, (), Leave("not_meant")),
+        (replace(TRIED, last_good=None), (SETTLED,), Leave("on_probation")),
+        # Decided already
+        *((replace(AT_REST, phase=phase), (ROLLOUT,), GoOn()) for phase in (COMMIT, ROLLBACK)),
     ],
 )
-def test_a_policy_asks_for_one_step(state: State, policy: Policy, decision: Decision) -> None:
-    assert decide(state, policy, DEVICE) == decision
+def test_a_policy_asks_for_one_step(state: State, rules: tuple[Rule, ...], decision: Decision) -> None:
+    assert decide(state, Policy(rules), DEVICE, {"region": "us"}) == decision
+
+
+PLACES = st.sampled_from((None, OLD, LIVE, NEW))
+PHASE = st.sampled_from((IDLE, FETCH, VERIFY, STAGE, SHADOW, PROBATION, COMMIT, ROLLBACK))
+ANY_RULE = st.builds(
+    Rule,
+    st.sampled_from((OLD, LIVE, NEW, OTHER)),
+    st.just("salt"),
+    st.sampled_from((0, BUCKETS)),
+    st.sampled_from(("live", "shadow")),
+)
+
+
+@given(
+    st.builds(State, PHASE, PLACES, PLACES, PLACES, shadow=st.booleans()),
+    st.lists(ANY_RULE, max_size=4).map(tuple),
+)
+def test_whatever_the_state_no_step_serves_what_no_rule_lets_serve(
+    state: State, rules: tuple[Rule, ...]
+) -> None:
+    decided = decide(state, Policy(rules), DEVICE, {})
+    open_ = [rule for rule in rules if rule.bound]
+    if isinstance(decided, Activate):
+        assert Rule(state.candidate or "", "salt", BUCKETS) in open_
+    if isinstance(decided, Install):
+        assert (decided.release, "shadow" if decided.shadow else "live") in [
+            (rule.release, rule.mode) for rule in open_
+        ]
+        assert not decided.shadow or state.live is not None
+        assert decided.release != state.live
+    if not open_:
+        assert isinstance(decided, Withdraw | Leave)
+
+
+@given(st.lists(ANY_RULE, min_size=1, max_size=4).map(tuple), st.sampled_from((None, OLD, LIVE, NEW, OTHER)))
+def test_the_steps_of_a_policy_come_to_an_end(rules: tuple[Rule, ...], live: str | None) -> None:
+    """Each install ends well, each candidate that may serve does: then there is nothing more to do."""
+    state = State(live=live, last_good=OLD if live not in (None, OLD) else None)
+    for now_s in range(12):
+        decided = decide(state, Policy(rules), DEVICE, {})
+        if isinstance(decided, Leave) and state.phase != PROBATION:
+            break
+        state = carried_out(state, decided, now_s)
+    else:
+        raise AssertionError(f"no end: {decided}")
+
+
+def carried_out(state: State, decided: Decision, now_s: int) -> State:
+    if isinstance(decided, Install):
+        state = transition(state, Offered(decided.release, decided.shadow), now_s).state
+    elif isinstance(decided, Activate):
+        state = transition(state, Activated(), now_s).state
+    elif isinstance(decided, Withdraw):
+        state = transition(state, RolledBack("withdrawn", passing=True), now_s).state
+    elif state.phase == PROBATION:
+        state = transition(state, MarkedGood(state.live or ""), now_s).state
+    while state.phase not in {IDLE, SHADOW, PROBATION}:
+        state = transition(state, Done(state.phase), now_s).state
+    return state
 
 
 @given(st.text(min_size=1, max_size=20), st.text(max_size=20), st.integers(0, BUCKETS))
@@ -168,16 +270,51 @@ def test_devices_fall_evenly_and_by_another_salt_elsewhere() -> None:
         ("mode", "perhaps"),
         ("release", "x"),
         ("salt", " "),
-        ("schema", 9),
+        ("salt", "s" * 129),
+        ("cohort", "region = eu"),
+        ("cohort", None),
     ],
 )
-def test_a_policy_that_breaks_the_contract_is_refused_by_name(key: str, value: Any) -> None:
-    import json
-
-    assert Policy.from_json(POLICY.to_json()) == POLICY
+def test_a_rule_that_breaks_the_contract_is_refused_by_name(key: str, value: Any) -> None:
+    policy = Policy((replace(ROLLOUT, cohort='region != "us"'), SETTLED))
+    assert Policy.from_json(policy.to_json()) == policy
+    tree = json.loads(policy.to_json())
+    tree["rules"][1][key] = value
     with pytest.raises(ContractError) as caught:
-        Policy.from_json(json.dumps({**json.loads(POLICY.to_json()), key: value}))
+        Policy.from_json(json.dumps(tree))
+    assert caught.value.key == f"rules[1].{key}"
+
+
+@pytest.mark.parametrize(
+    ("tree", "key"),
+    [
+        ({"schema": 9, "rules": []}, "schema"),
+        ({"schema": 1, "rules": {}}, "rules"),
+        ({"schema": 1, "rules": [{"release": NEW}]}, "rules[0].salt"),
+        ({"schema": 1, "rules": [], "release": NEW}, "release"),
+        ({"schema": 1, "rules": [json.loads(Policy((ROLLOUT,)).to_json())["rules"][0]] * 65}, "rules"),
+    ],
+)
+def test_a_policy_that_breaks_the_contract_is_refused_by_name(tree: Any, key: str) -> None:
+    with pytest.raises(ContractError) as caught:
+        Policy.from_json(json.dumps(tree))
     assert caught.value.key == key
+
+
+def test_the_longest_policy_fits() -> None:
+    rule = Rule(NEW, "é" * 128, BUCKETS, "shadow", " " * 1011 + 'a == "eeeee"')
+    policy = Policy((rule,) * MAX_RULES)
+    assert len(policy.to_json().encode()) < MAX_POLICY_BYTES
+    assert Policy.from_json(policy.to_json()) == policy
+
+
+def test_the_first_rule_that_includes_a_device_holds() -> None:
+    eu = replace(ROLLOUT, cohort='region == "eu"')
+    policy = Policy((replace(ROLLOUT, bound=0), eu, SETTLED))
+    assert policy.rule_for(DEVICE, {"region": "eu"}) == eu
+    assert policy.rule_for(DEVICE, {}) == SETTLED
+    assert Policy((eu,)).rule_for(DEVICE, {}) is None
+    assert Policy(()).rule_for(DEVICE, {"region": "eu"}) is None
 
 
 @given(st.floats(1, 1e6), st.integers(0, 10_000), st.floats(0, 1))
@@ -330,6 +467,110 @@ def test_a_pinned_device_only_tells(board: Board, fleet: Fleet) -> None:
     assert board.poll().decided == Leave("pinned")
     assert slots(board) == (IDLE, first, None)
     assert fleet.posts[-1]["status"]["pinned"] is True
+
+
+# Rollouts and labels
+
+
+def test_a_rollout_that_is_halted_leaves_nothing_behind(board: Board, fleet: Fleet) -> None:
+    first = serving(board, fleet, adder(1.0))
+    second = fleet.publish(adder(2.0))
+    settled = Rule(first, "settled", BUCKETS)
+    fleet.rule(Rule(second, "salt", BUCKETS), settled)
+    board.poll()
+    assert slots(board) == (PROBATION, second, None)
+    fleet.rule(settled)
+    board.poll()
+    assert slots(board) == (IDLE, first, None)
+    assert board.store.state().failed == {}
+    assert board.poll().decided == Leave("serves")
+
+
+def test_a_new_device_gets_what_is_settled_before_a_candidate_beside_it(board: Board, fleet: Fleet) -> None:
+    first, second = fleet.publish(adder(1.0)), fleet.publish(adder(2.0))
+    fleet.rule(Rule(second, "salt", BUCKETS, "shadow"), Rule(first, "settled", BUCKETS))
+    board.poll()
+    assert slots(board) == (PROBATION, first, None)
+    board.good()
+    board.poll()
+    assert slots(board) == (SHADOW, first, second)
+
+
+def told_labels(fleet: Fleet) -> Any:
+    return fleet.posts[-1]["status"]["labels"]
+
+
+def test_labels_of_the_server_hold_from_the_next_decision_and_after_a_restart(
+    board: Board, fleet: Fleet
+) -> None:
+    first = serving(board, fleet, adder(1.0))
+    second = fleet.publish(adder(2.0))
+    fleet.rule(Rule(second, "salt", BUCKETS, cohort='region == "eu"'), Rule(first, "settled", BUCKETS))
+    board.restarted(labels={"region": "us", "site": "9"})
+    fleet.labels = {"region": "eu", "customer": "größe"}
+    assert board.poll().decided == Leave("serves")
+    assert told_labels(fleet) == {"region": "us", "site": "9"}
+    fleet.labels = None
+    board.restarted(labels={"region": "us", "site": "9"})
+    assert board.poll().decided == Install(second, shadow=False)
+    assert told_labels(fleet) == {"region": "eu", "site": "9", "customer": "größe"}
+    fleet.labels = {}
+    board.poll()
+    board.poll()
+    assert told_labels(fleet) == {"region": "us", "site": "9"}
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [],
+        {"Region": "eu"},
+        {"region": 1},
+        {"region": "x" * 129},
+        {"region": "a\nb"},
+        {"class": "x"},
+        {f"l{n}": "" for n in range(33)},
+    ],
+)
+def test_labels_that_cannot_be_used_cost_nothing_and_those_known_stay(
+    board: Board, fleet: Fleet, labels: Any
+) -> None:
+    fleet.labels = {"region": "eu"}
+    board.poll()
+    spool = keep(board.store, range(2))
+    fleet.labels = labels
+    assert board.poll().uploaded is not None
+    assert list(spool) == []
+    board.restarted().poll()
+    assert told_labels(fleet) == {"region": "eu"}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"rot", b'{"schema": 2, "labels": {}}', b'{"schema": 1, "labels": []}']
+)
+def test_labels_that_rotted_on_the_disk_are_none_until_they_come_again(
+    board: Board, fleet: Fleet, content: bytes
+) -> None:
+    fleet.labels = {"region": "eu"}
+    (board.store.path / "labels.json").write_bytes(content)
+    board.poll()
+    assert told_labels(fleet) == {}
+    board.restarted().poll()
+    assert told_labels(fleet) == {"region": "eu"}
+
+
+def test_labels_that_cannot_be_kept_hold_while_the_agent_runs(
+    board: Board, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.labels = {"region": "eu"}
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr("edgekit_runtime.labels.replace", full)
+    assert board.poll().uploaded is not None
+    board.poll()
+    assert told_labels(fleet) == {"region": "eu"}
 
 
 # What cannot be trusted, and what does not come

@@ -34,6 +34,7 @@ from edgekit_runtime.agent.transport import HttpTransport
 from edgekit_runtime.cli import main
 from edgekit_runtime.errors import InputError, NetworkError
 from edgekit_runtime.logs import JsonLines
+from edgekit_runtime.policies import BUCKETS, Rule
 from edgekit_runtime.state import PROBATION
 from edgekit_runtime.store import Store
 from support.adders import adder
@@ -413,6 +414,23 @@ def test_one_poll_installs_what_the_fleet_selects(
     assert json.loads(capsys.readouterr().out)["decided"] == "on_probation"
 
 
+def test_labels_of_the_command_choose_a_rule_and_are_told(
+    tmp_path: Path,
+    fleet: Fleet,
+    address: str,
+    root: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fleet.rule(Rule(fleet.publish(adder(1.0)), "salt", BUCKETS, cohort='region == "eu" and site == "b"'))
+    monkeypatch.setenv("EDGEKIT_LABELS", "region=eu,site=a")
+    assert main(agent(tmp_path, address, root, "--once")) == 0
+    assert json.loads(capsys.readouterr().out)["decided"] == "not_meant"
+    assert main(agent(tmp_path, address, root, "--once", "--label", "site=b")) == 0
+    assert json.loads(capsys.readouterr().out)["decided"] == "install"
+    assert fleet.posts[-1]["status"]["labels"] == {"region": "eu", "site": "b"}
+
+
 @pytest.mark.parametrize(
     ("more", "code"),
     [
@@ -421,6 +439,7 @@ def test_one_poll_installs_what_the_fleet_selects(
         (["--server", "nowhere"], "server"),
         (["--root", "/nowhere/root.json"], "input"),
         (["--token-file", "/nowhere/token"], "input"),
+        ([each for n in range(33) for each in ("--label", f"l{n}=x")], "option"),
     ],
 )
 def test_an_option_that_cannot_be_used_is_named(

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekit_runtime.cli import _parser, default_store, main
+from edgekit_runtime.cli import _labels_of_environment, _parser, default_store, main
+from edgekit_runtime.errors import InputError
 from edgekit_runtime.events import Offered
 from edgekit_runtime.manager import tell
 from edgekit_runtime.store import Store
@@ -114,7 +115,8 @@ def test_a_store_that_is_not_there_is_said(
     [
         ("agent", "--quota-mb", "nan"), ("agent", "--quota-mb", "-5"), ("agent", "--interval", "inf"),
         ("agent", "--interval", "soon"), ("bench", "x", "--threads", "0"), ("bench", "x", "--threads", "9" * 5000),
-        ("bench", "x", "--seconds", "nan"), ("--store", "", "status"),
+        ("bench", "x", "--seconds", "nan"), ("--store", "", "status"), ("agent", "--label", "region"),
+        ("agent", "--label", "Region=eu"), ("agent", "--label", "region=" + "x" * 129),
     ],
 )  # fmt: skip
 def test_an_option_that_makes_no_sense_is_wrong_usage(
@@ -239,3 +241,15 @@ def test_the_environment_sets_an_agent_and_its_options_come_before_it(
     for name in given:
         monkeypatch.setenv(f"EDGEKIT_{name}", "")
     assert _parser().parse_args(["agent"]).interval == 300.0
+
+
+def test_labels_come_from_the_environment_and_before_it_from_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEKIT_LABELS", "region=eu, hardware=pi4,")
+    assert _labels_of_environment() == {"region": "eu", "hardware": "pi4"}
+    options = _parser().parse_args(["agent", "--label", "region=us", "--label", "site=a=b"])
+    assert options.label == [("region", "us"), ("site", "a=b")]
+    monkeypatch.setenv("EDGEKIT_LABELS", "")
+    assert _labels_of_environment() == {}
+    monkeypatch.setenv("EDGEKIT_LABELS", "region")
+    with pytest.raises(InputError, match="EDGEKIT_LABELS"):
+        _labels_of_environment()

@@ -179,6 +179,14 @@ def _agent_options(agent: argparse.ArgumentParser) -> None:
         default=environment("EDGEKIT_QUOTA_MB") or None,
         help="megabytes that all versions may take (EDGEKIT_QUOTA_MB)",
     )
+    agent.add_argument(
+        "--label",
+        type=_label,
+        action="append",
+        metavar="NAME=VALUE",
+        help="of this device, such as region=eu; repeatable (EDGEKIT_LABELS: region=eu,hardware=pi4). "
+        "Those that the server sets come before them",
+    )
     agent.add_argument("--insecure", action="store_true", help="plain HTTP to another host: for tests only")
     agent.add_argument("--once", action="store_true", help="poll once, and say what came of it")
 
@@ -187,6 +195,29 @@ def _count(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text[:5]) <= 1024:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number of threads from 1 to 1024")
     return int(text)
+
+
+def _label(text: str) -> tuple[str, str]:
+    from edgekit_runtime.labels import read_label
+    from edgekit_runtime.strict_json import ContractError
+
+    try:
+        return read_label(text)
+    except ContractError as error:
+        raise argparse.ArgumentTypeError(f"{error.found}: expected {error.expected}") from None
+
+
+def _labels_of_environment() -> dict[str, str]:
+    given = os.environ.get("EDGEKIT_LABELS", "")
+    try:
+        return dict(_label(each) for each in given.split(",") if each.strip())
+    except argparse.ArgumentTypeError as error:
+        raise InputError(
+            f"EDGEKIT_LABELS: {error}",
+            expected="labels with commas between them, such as region=eu,hardware=pi4",
+            way_out="Set it anew, or give each with --label.",
+            code="option",
+        ) from None
 
 
 def _positive(text: str) -> float:
@@ -411,6 +442,7 @@ def _agent(options: argparse.Namespace) -> Answer:
         insecure=options.insecure,
         once=options.once,
         json_logs=options.json,
+        labels={**_labels_of_environment(), **dict(options.label or ())},
     )
 
 

@@ -1,7 +1,10 @@
 """Which devices should run which release: what the fleet signs, and how a device reads it. Standard library only.
 
-A policy is a static document that any server of files can hold. It only selects: the release that it names has to be
+A policy is a static document that any server of files can hold. It only selects: the releases that it names have to be
 signed by the keys that are kept offline. Each device decides alone whether it is meant, so nobody has to keep a list.
+
+Its rules are read from the first to the last: those of a rollout that runs, then what is settled. Where a rollout ends,
+its rules go away, and its devices come to the settled one.
 """
 
 from __future__ import annotations
@@ -9,9 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from typing import Final
 
+from edgekit_runtime.cohorts import Cohort
 from edgekit_runtime.strict_json import (
     ContractError,
     Fields,
@@ -20,14 +26,51 @@ from edgekit_runtime.strict_json import (
     check_text,
     check_whole,
     parse,
+    within,
 )
 
 SCHEMA: Final = 1
 BUCKETS: Final = 1_000_000
-MODES: Final = ("live", "shadow")
-MAX_POLICY_BYTES: Final = 64 << 10
+LIVE, SHADOW = "live", "shadow"
+MODES: Final = (LIVE, SHADOW)
+MAX_RULES: Final = 64
+MAX_SALT: Final = 128
+# As many rules as there may be, with cohorts as long as they may be.
+MAX_POLICY_BYTES: Final = 256 << 10
 
 _ID: Final = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Devices, and what they should run.
+
+    Attributes:
+        release: id.
+        salt: another one draws other devices first.
+        bound: devices whose bucket is below it are meant: 10,000 is 1%, `BUCKETS` all of them, 0 none.
+        mode: "live", or "shadow": beside what serves.
+        cohort: expression over labels that devices have to fit, too; "" for all.
+    """
+
+    release: str
+    salt: str
+    bound: int
+    mode: str = LIVE
+    cohort: str = ""
+
+    def __post_init__(self) -> None:
+        check_pattern("release", self.release, _ID, "64 hexadecimal digits")
+        check_text("salt", self.salt, empty=False)
+        if len(self.salt) > MAX_SALT:
+            raise ContractError("salt", f"{len(self.salt)} characters", f"at most {MAX_SALT}")
+        check_whole("bound", self.bound, 0, BUCKETS)
+        check_choice("mode", self.mode, MODES)
+        _cohort(self.cohort)
+
+    def includes(self, device: str, labels: Mapping[str, str]) -> bool:
+        """Whether a device is meant."""
+        return bucket_of(self.salt, device) < self.bound and _cohort(self.cohort).includes(labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,36 +78,31 @@ class Policy:
     """`policy.json` of a channel.
 
     Attributes:
-        release: id of the release that the devices should run.
-        salt: of this rollout; another one draws other devices first.
-        bound: devices whose bucket is below it are meant: 10,000 is 1%, `BUCKETS` all of them, 0 none.
-        mode: "live", or "shadow": beside what serves, until a later policy says live.
+        rules: the first that includes a device holds.
     """
 
-    release: str
-    salt: str
-    bound: int
-    mode: str = "live"
+    rules: tuple[Rule, ...]
 
     def __post_init__(self) -> None:
-        check_pattern("release", self.release, _ID, "64 hexadecimal digits")
-        check_text("salt", self.salt, empty=False)
-        check_whole("bound", self.bound, 0, BUCKETS)
-        check_choice("mode", self.mode, MODES)
+        if len(self.rules) > MAX_RULES:
+            raise ContractError("rules", f"{len(self.rules)} rules", f"at most {MAX_RULES}")
 
-    def includes(self, device: str) -> bool:
-        """Whether a device is meant."""
-        return bucket_of(self.salt, device) < self.bound
+    def rules_for(self, device: str, labels: Mapping[str, str]) -> Iterator[Rule]:
+        """The rules that include a device, the one that holds first."""
+        return (rule for rule in self.rules if rule.includes(device, labels))
+
+    def rule_for(self, device: str, labels: Mapping[str, str]) -> Rule | None:
+        """The rule that holds for a device; None where it is not meant.
+
+        Args:
+            device: id.
+            labels: name to value.
+        """
+        return next(self.rules_for(device, labels), None)
 
     def to_json(self) -> str:
         """Return the canonical document."""
-        tree = {
-            "schema": SCHEMA,
-            "release": self.release,
-            "salt": self.salt,
-            "bound": self.bound,
-            "mode": self.mode,
-        }
+        tree = {"schema": SCHEMA, "rules": [asdict(rule) for rule in self.rules]}
         return json.dumps(tree, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -74,10 +112,10 @@ class Policy:
         Raises:
             ContractError: the document breaks the contract; the error names the key.
         """
-        top = Fields(parse(document), "", required=("schema", "release", "salt", "bound", "mode"))
+        top = Fields(parse(document), "", required=("schema", "rules"))
         if (schema := top.whole("schema")) != SCHEMA:
             raise ContractError("schema", str(schema), f"{SCHEMA}; a newer edgekit-runtime may read it")
-        return cls(top.text("release"), top.text("salt"), top.whole("bound"), top.text("mode"))
+        return cls(top.each("rules", _rule))
 
 
 def bucket_of(salt: str, device: str) -> int:
@@ -89,3 +127,15 @@ def bucket_of(salt: str, device: str) -> int:
     """
     digest = hashlib.sha256(f"{salt}\0{device}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % BUCKETS
+
+
+@lru_cache(maxsize=256)
+def _cohort(text: str) -> Cohort:
+    return Cohort.parse(text)
+
+
+def _rule(value: object, path: str) -> Rule:
+    tree = Fields(value, path, required=[each.name for each in fields(Rule)])
+    release, salt, mode, cohort = (tree.text(key) for key in ("release", "salt", "mode", "cohort"))
+    bound = tree.whole("bound")
+    return within(path, lambda: Rule(release, salt, bound, mode, cohort))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import os
 import threading
 import time
@@ -36,10 +37,12 @@ from edgekit_runtime.store import Store
 if TYPE_CHECKING:
     from edgekit_runtime.endpoint import Endpoint
     from edgekit_runtime.shadow.host import Host, Standing
+    from edgekit_runtime.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
 POLL_S: Final = 1.0
+WINDOW_S: Final = 300.0
 DEFAULT_SHADOW: Final = Shadow()
 # Of a candidate beside the live version, since its process started.
 SHADOW_FIGURES: Final[Mapping[str, str]] = MappingProxyType(
@@ -83,9 +86,12 @@ class Runtime:
             what its manifest says.
         shadow: budget of a candidate beside the live version; None: this process runs none.
         metrics: address such as "127.0.0.1:9464" at which Prometheus may ask; "" for none.
+        window_s: seconds of a window of figures of the version that serves here, for an agent to send; None: none are
+            kept. None are either where no agent ever tended the store.
 
     Raises:
         DeviceError: nothing is live, or nothing that is can be loaded.
+        ValueError: a window that is no length.
     """
 
     def __init__(
@@ -98,13 +104,17 @@ class Runtime:
         max_latency_ms: float | None = None,
         shadow: Shadow | None = DEFAULT_SHADOW,
         metrics: str = "",
+        window_s: float | None = WINDOW_S,
     ) -> None:
+        if window_s is not None and not 0 < window_s < math.inf:
+            raise ValueError(f"window_s is {window_s!r}; expected seconds above 0, or None")
         self.store = Store(Path(store))
         self._loader = Loader(self.store, format, settings, max_latency_ms)
         self._format, self._poll_s = format, poll_s
         self._told: list[Callable[[Swap], None]] = []
         self._budget: Shadow | None = shadow
         self._shadow: Host | None = None
+        self._window_s, self._telemetry = window_s, cast("Telemetry | None", None)
         self._stop, self._swapping = threading.Event(), threading.Lock()
         self._meter = Meter() if metrics else None
         self._left_over = _no_model
@@ -162,8 +172,9 @@ class Runtime:
         serving, shadow = self._serving, self._shadow
         if shadow is not None and shadow.draws():
             return self._shadowed(serving, shadow, method, x)
-        if not serving.on_trial:
+        if not serving.watched and not serving.on_trial:
             return getattr(serving.model, method)(x)
+        # As `_timed`, but without its call.
         began = time.perf_counter()
         try:
             outputs = getattr(serving.model, method)(x)
@@ -172,7 +183,7 @@ class Runtime:
         except Exception:
             serving.failed()
             raise
-        serving.count(outputs, slow=time.perf_counter() - began > serving.max_s)
+        serving.count(outputs, time.perf_counter() - began)
         return outputs
 
     @staticmethod
@@ -181,11 +192,9 @@ class Runtime:
         if method == "predict_raw" and not isinstance(x, Mapping):
             # The candidate gets what the live version was given; both prepare alike, or there is no shadow.
             method, x = "predict", serving.model.prepare(x)
-        began = time.perf_counter_ns()
-        outputs = getattr(serving.model, method)(x)
-        took = time.perf_counter_ns() - began
+        outputs, took_s = _timed(serving, method, x)
         if serving.release == shadow.pair.live:
-            shadow.offer(x, outputs, took)
+            shadow.offer(x, outputs, round(1e9 * took_s))
         return outputs
 
     @property
@@ -233,24 +242,12 @@ class Runtime:
             Whether another version serves than before.
         """
         with self._swapping:
-            before = self._serving
-            if self._left_over() is None:
-                _give_memory_back()
-                self._left_over = _no_model
-            state = self.store.state()
-            if before.on_trial and state.live == before.release:
-                self._loader.tell(before.health())
-                self._loader.outlived(before)
-                state = self.store.state()
-            self._follow_shadow(state)
-            if state.live is None or state.live == before.release:
-                before.on_trial = state.phase == PROBATION
-                return False
-            self._serving = self._loader.live(before)
-            if self._serving is before:
-                return False
-            self._left_over = weakref.ref(before.model)
-            swap = Swap(before.model.info, self._serving.model.info, self._serving.release)
+            try:
+                swap = self._follow()
+            finally:
+                self._follow_figures()
+        if swap is None:
+            return False
         if self._meter is not None:
             self._meter.swapped()
         for hear in tuple(self._told):
@@ -271,6 +268,8 @@ class Runtime:
                 self._endpoint.close()
             with self._swapping:
                 self._end_shadow()
+                if self._telemetry is not None:
+                    self._telemetry.close()
             if self._serving.on_trial:
                 self._loader.tell(self._serving.health())
             self._leave()
@@ -292,6 +291,37 @@ class Runtime:
             except Exception:
                 # Whatever a backend does while it loads another version, the one that serves goes on.
                 log.exception("the store could not be followed")
+
+    def _follow(self) -> Swap | None:
+        """Serve what the store says is live."""
+        before = self._serving
+        if self._left_over() is None:
+            _give_memory_back()
+            self._left_over = _no_model
+        state = self.store.state()
+        if before.on_trial and state.live == before.release:
+            self._loader.tell(before.health())
+            self._loader.outlived(before)
+            state = self.store.state()
+        self._follow_shadow(state)
+        if state.live is None or state.live == before.release:
+            before.on_trial = state.phase == PROBATION
+            return None
+        self._serving = self._loader.live(before)
+        if self._serving is before:
+            return None
+        self._left_over = weakref.ref(before.model)
+        return Swap(before.model.info, self._serving.model.info, self._serving.release)
+
+    def _follow_figures(self) -> None:
+        """Take what was counted into a window; no prediction waits for the disk."""
+        if self._telemetry is None:
+            if self._window_s is None or not self.store.has_agent:
+                return
+            from edgekit_runtime.telemetry import Telemetry
+
+            self._telemetry = Telemetry(self.store, self._window_s)
+        self._telemetry.look(self._serving)
 
     def _follow_shadow(self, state: State) -> None:
         """Run what waits in the shadow beside what serves here, and nothing else."""
@@ -344,13 +374,13 @@ class Runtime:
         self._stop.set()
         if self._shadow is not None:
             self._shadow.forked()
-        self._serving, self._shadow = cast("Serving", _Forked()), None
+        self._serving, self._shadow, self._telemetry = cast("Serving", _Forked()), None, None
 
 
 class _Forked:
     """Stands where the version that serves was, in a child that was forked."""
 
-    on_trial = False
+    on_trial = watched = False
 
     def __getattr__(self, name: str) -> Any:
         raise BackendError(
@@ -371,6 +401,21 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def _timed(serving: Serving, method: str, x: Array | Mapping[str, Array]) -> tuple[Any, float]:
+    """Predict and count; what came out, and the seconds that it took."""
+    began = time.perf_counter()
+    try:
+        outputs = getattr(serving.model, method)(x)
+    except InputError:
+        raise
+    except Exception:
+        serving.failed()
+        raise
+    took_s = time.perf_counter() - began
+    serving.count(outputs, took_s)
+    return outputs, took_s
 
 
 def _no_model() -> Any:

@@ -12,13 +12,15 @@ import math
 import os
 import threading
 import time
+from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Any, Final
 
 import numpy as np
 
-from edgekit_runtime.backends import Settings
+from edgekit_runtime.backends import Array, Settings
 from edgekit_runtime.bundle import locate_in
 from edgekit_runtime.errors import BackendError, DeviceError, StoreError
 from edgekit_runtime.events import (
@@ -42,11 +44,19 @@ log = logging.getLogger(__name__)
 RETRY_S, LONGEST_RETRY_S = 5.0, 600.0
 # One load for each slot of the store, and one to see that nothing is left.
 MOST_LOADS: Final = 4
+# Predictions that are written down before they are counted, and latencies that are kept until somebody takes them.
+LOGGED: Final = 1024
+# Answers, and numbers in each of them.
+ANSWERS: Final = 16
+LONGEST_ANSWER: Final = 1 << 15
+# Up to so many numbers their squares are summed in less time than each is looked at; beyond, numpy may start threads.
+SHORT: Final = 8192
+_squares: Final = np.vdot
 
 
 @dataclass(slots=True)
 class Counts:
-    """Of predictions, while a version is on probation."""
+    """Of predictions."""
 
     predictions: int = 0
     errors: int = 0
@@ -54,9 +64,31 @@ class Counts:
     slow: int = 0
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What was counted since it was taken before.
+
+    Attributes:
+        predictions: made, those that raised included.
+        errors: of them, those that raised.
+        nans: of them, answers that were not finite.
+        took_s: seconds that the last of those that answered took [n].
+        answers: some rows of the first output, finite, copied.
+    """
+
+    predictions: int
+    errors: int
+    nans: int
+    took_s: Array
+    answers: list[Array]
+
+
+@dataclass(slots=True)
 class Serving:
-    """A version that is loaded, how it does, and whether the death of this process would be counted against it."""
+    """A version that is loaded, how it does, and whether the death of this process would be counted against it.
+
+    Predictions are counted while it is on probation (`on_trial`), or somebody takes what was counted (`watched`).
+    """
 
     release: str
     model: Model
@@ -64,31 +96,84 @@ class Serving:
     on_trial: bool
     max_s: float
     counted: bool = True
+    watched: bool = False
     counts: Counts = field(default_factory=Counts)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    # Seconds of a prediction, as -1 less them where it was not finite, NaN where it raised. A deque needs no lock.
+    _log: deque[float] = field(default_factory=deque)
+    _before: Counts = field(default_factory=Counts)
+    _took_s: Array = field(default_factory=lambda: np.zeros(0))
+    _answers: list[Array] = field(default_factory=list)
 
-    def count(self, outputs: Any, *, slow: bool) -> None:
-        """One prediction that answered."""
-        arrays = outputs.values() if isinstance(outputs, dict) else (outputs,)
-        bad = any(a.dtype.kind == "f" and not np.isfinite(a).all() for a in arrays)
-        with self.lock:
-            self.counts.predictions += 1
-            self.counts.nans += bad
-            self.counts.slow += slow
+    def count(self, outputs: Any, took_s: float) -> None:
+        """One prediction that answered, and the seconds that it took."""
+        finite = all(map(is_finite, outputs.values())) if isinstance(outputs, dict) else is_finite(outputs)
+        log = self._log
+        log.append(took_s if finite else -1.0 - took_s)
+        if len(log) >= LOGGED:
+            self._add_up()
+        if finite and self.watched and len(self._answers) < ANSWERS:
+            self._keep(next(iter(outputs.values())) if isinstance(outputs, dict) else outputs)
 
     def failed(self) -> None:
         """One that raised."""
-        with self.lock:
-            self.counts.predictions += 1
-            self.counts.errors += 1
+        self._log.append(math.nan)
 
     def health(self) -> Health:
         """All of them."""
+        self._add_up()
         with self.lock:
             c = self.counts
             return Health(
                 self.release, time.monotonic() - self.loaded_s, c.predictions, c.errors, c.nans, c.slow
             )
+
+    def taken(self) -> Taken:
+        """What was counted since the last call; one thread at a time calls this."""
+        self._add_up()
+        with self.lock:
+            now, before = replace(self.counts), self._before
+            took_s, answers, self._before = self._took_s, self._answers, now
+            self._took_s, self._answers = took_s[:0], []
+        return Taken(
+            now.predictions - before.predictions,
+            now.errors - before.errors,
+            now.nans - before.nans,
+            took_s,
+            answers,
+        )
+
+    def _add_up(self) -> None:
+        """Count what was written down."""
+        with self.lock:
+            log, counts = self._log, self.counts
+            # Other threads go on writing at the other end.
+            logged = np.array([log.popleft() for _ in range(len(log))], np.float64)
+            answered = logged[~np.isnan(logged)]
+            bad = answered < 0.0
+            took_s = np.where(bad, -1.0 - answered, answered)
+            counts.predictions += logged.size
+            counts.errors += logged.size - answered.size
+            counts.nans += int(np.count_nonzero(bad))
+            counts.slow += int(np.count_nonzero(took_s > self.max_s))
+            self._took_s = np.concatenate((self._took_s, took_s))[-LOGGED:]
+
+    def _keep(self, answer: Array) -> None:
+        """A row, copied: the application may do with its answer what it likes."""
+        row = answer[0] if answer.ndim == 2 and len(answer) else answer
+        if row.ndim == 1 and row.size <= LONGEST_ANSWER:
+            self._answers.append(row.copy())
+
+
+def is_finite(array: Array) -> bool:
+    """Whether an array holds neither NaN nor infinity."""
+    try:
+        # A finite sum of squares has finite parts; one that left its range says nothing.
+        if array.size <= SHORT and isfinite(_squares(array, array)):
+            return True
+    except Exception:  # noqa: BLE001 - text and the like have no squares, each for a reason of its own
+        return array.dtype.kind != "f"
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
 class Loader:

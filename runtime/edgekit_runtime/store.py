@@ -4,11 +4,13 @@
 STORE/
   blobs/<sha256>         a file of a release, or the document of a release itself; never changed
   incoming/<sha256>      a blob on its way in
+  incoming/<sha256>.delta  what makes that blob out of another
   state.json             what is live, and where an update is; replaced whole
   state.before.json      the one before it
   lock                   held for the moment in which the state changes
   driver                 held by the process that carries an update out
   agent                  held by the agent of this device
+  labels.json            labels of this device that the server set
   shadow                 held by the one serving process whose candidate runs beside it
   attempts/              signs of life of the processes that try a version in its probation
   spool/                 windows that the server does not have yet
@@ -104,6 +106,11 @@ class Store:
             StoreError: there is one, or the store cannot be written.
         """
         return self._lock("agent", fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    @property
+    def has_agent(self) -> bool:
+        """Whether an agent tends this store, or ever did."""
+        return (self.path / "agent").exists()
 
     def shadowed(self) -> AbstractContextManager[None]:
         """Be the only one that has a candidate beside the live version.
@@ -252,10 +259,19 @@ class Store:
                 raise
             self._check_room(release, state)
 
-    def _check_room(self, release: Release, state: State) -> None:
+    def has_room(self, release: Release, state: State, beside_bytes: int) -> bool:
+        """Tell whether so many bytes fit for a while beside all that a release adds."""
+        try:
+            self._check_room(release, state, beside_bytes)
+        except StoreError:
+            return False
+        return True
+
+    def _check_room(self, release: Release, state: State, beside_bytes: int = 0) -> None:
         missing = self.missing(release)
-        added = sum(file.size_bytes for file in missing.values())
-        to_come = sum(max(0, file.size_bytes - self.received(sha256)) for sha256, file in missing.items())
+        added = beside_bytes + sum(file.size_bytes for file in missing.values())
+        left = (max(0, file.size_bytes - self.received(sha256)) for sha256, file in missing.items())
+        to_come = beside_bytes + sum(left)
         held = sum(self._size(sha256) for sha256 in self.reachable(state, release))
         if self.quota_bytes is not None and held + added > self.quota_bytes:
             raise StoreError(
@@ -292,24 +308,63 @@ class Store:
         """
         part, blob = self.incoming / sha256, self.blob(sha256)
         with _told(part):
-            try:
-                self.disk.write(part, _at_most(parts, size_bytes - at), at=at)
-                self.disk.sync(part)
-            except OSError as error:
-                if error.errno in NO_ROOM:
-                    self.disk.remove(part)
-                raise
-            size, found = part.stat().st_size, hash_file(part)
-            if size != size_bytes or found != sha256:
-                self.disk.remove(part)
-                raise _artifact_error(part, f"has {size:,} bytes with the hash {found[:16]}…", "damaged")
+            self._take_in(part, sha256, size_bytes, parts, at)
             self.disk.rename(part, blob)
             self.disk.sync_folder(self.blobs)
         return blob
 
-    def received(self, sha256: str) -> int:
-        """Bytes of a blob that came in before its transfer was cut off."""
-        return self._size(sha256, self.incoming)
+    def add_delta(
+        self, blob: str, sha256: str, size_bytes: int, parts: Iterable[bytes], *, at: int = 0
+    ) -> Path:
+        """Take in what makes a blob out of another; it never becomes a blob itself.
+
+        Its hash is nobody's promise, and must not name a file that something else may rely on.
+
+        Args:
+            blob: hash of what it makes.
+            sha256: that it has to have itself.
+            size_bytes: as in `add`.
+            parts: as in `add`.
+            at: as in `add`.
+
+        Raises:
+            ArtifactError: as `add`.
+            StoreError: as `add`.
+        """
+        part = self.delta(blob)
+        with _told(part):
+            self._take_in(part, sha256, size_bytes, parts, at)
+        return part
+
+    def _take_in(self, part: Path, sha256: str, size_bytes: int, parts: Iterable[bytes], at: int) -> None:
+        try:
+            self.disk.write(part, _at_most(parts, size_bytes - at), at=at)
+            self.disk.sync(part)
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                self.disk.remove(part)
+            raise
+        size, found = part.stat().st_size, hash_file(part)
+        if size != size_bytes or found != sha256:
+            self.disk.remove(part)
+            raise _artifact_error(part, f"has {size:,} bytes with the hash {found[:16]}…", "damaged")
+
+    def delta(self, sha256: str) -> Path:
+        """Where what makes a blob out of another lies, or would."""
+        return self.incoming / f"{sha256}.delta"
+
+    def received(self, name: str) -> int:
+        """Bytes of a blob, or of a delta by the name of its file, that came in before the transfer was cut off."""
+        return self._size(name, self.incoming)
+
+    def forget(self, name: str) -> None:
+        """Remove what came in of a blob, or a delta by the name of its file.
+
+        Raises:
+            StoreError: the disk cannot be written.
+        """
+        with _told(self.incoming / name):
+            self.disk.remove(self.incoming / name)
 
     def add_release(self, release: Release, read: Callable[[str], Iterable[bytes]]) -> None:
         """Take everything in that a release is made of and the store does not have.

@@ -1,4 +1,4 @@
-"""What a device tells of a candidate beside the live version: figures of a stretch of time that add up.
+"""What a device tells of the live version, and of a candidate beside it: figures of a stretch of time that add up.
 
 No input and no output leaves the device, only counts and sketches. A window has a key of its own: a server that hears
 of it twice counts it once. Standard library only; device and server share these types.
@@ -203,10 +203,14 @@ class Figures:
 class Window:
     """`window.json`: the figures of a stretch of time on one device.
 
+    Where `candidate` is `live`, it tells of one process in which that release served, with nothing compared: `seen` are
+    its predictions, `errors` those that raised, `live_nans` answers that were not finite, and `figures.live` has
+    latencies and confidences of some.
+
     Attributes:
         key: of this window alone, hexadecimal.
         live: id of the release that served.
-        candidate: id of the one beside it.
+        candidate: id of the one beside it, or of the same.
         task: how answers were compared, one of `TASKS`.
         began_s: seconds since 1970 by the device's clock, which may be wrong.
         seconds: length, by a clock that nobody sets.
@@ -229,6 +233,11 @@ class Window:
         check_whole("began_s", self.began_s, 0, MAX_COUNT)
         if not is_real(self.seconds) or self.seconds < 0:
             raise ContractError("seconds", show(self.seconds), "a finite number, at least 0")
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it tells of the version that serves, with none beside it."""
+        return self.live == self.candidate
 
     def to_json(self) -> str:
         """Return the canonical document."""

@@ -17,6 +17,7 @@ from rich.console import Console
 from edgekit import __version__
 from edgekit.doctor import check_here, table
 from edgekit.errors import EdgekitError, LoweringError
+from edgekit.fleet import cli as fleet_commands
 from edgekit_devices import ProfileError
 
 app = typer.Typer(
@@ -291,6 +292,9 @@ def _exit(work: Any) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
     raise typer.Exit(code)
+
+
+fleet_commands.mount(app)
 
 
 def main() -> None:

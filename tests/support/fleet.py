@@ -12,7 +12,7 @@ from typing import Any
 from edgekit_runtime.agent.fetch import release_path
 from edgekit_runtime.agent.transport import NOT_TAKEN, Answer, unreachable
 from edgekit_runtime.errors import NetworkError
-from edgekit_runtime.policies import BUCKETS, Policy
+from edgekit_runtime.policies import BUCKETS, Policy, Rule
 from support.releases import Published
 from support.repository import Repository
 
@@ -34,6 +34,7 @@ class Fleet:
         deaf: posts are taken, but where they bring a report or a window, the answer is lost.
         takes_windows: is up to posts that bring some.
         refuses: a post with this text in it is not taken, however often it comes; "" for none.
+        labels: that answers to posts set, None where they name none.
     """
 
     def __init__(self) -> None:
@@ -45,6 +46,7 @@ class Fleet:
         self.offline = self.deaf = False
         self.takes_windows = True
         self.refuses = ""
+        self.labels: Any = None
         self.break_after: int | None = None
         self.sent_bytes = 0
 
@@ -66,8 +68,12 @@ class Fleet:
     def select(
         self, release: str, *, bound: int = BUCKETS, mode: str = "live", channel: str = "stable"
     ) -> None:
-        """Let a policy name a release, with the key that is online."""
-        document = Policy(release, "salt", bound, mode).to_json().encode()
+        """Let a policy name one release, with the key that is online."""
+        self.rule(Rule(release, "salt", bound, mode), channel=channel)
+
+    def rule(self, *rules: Rule, channel: str = "stable") -> None:
+        """Sign a policy with the key that is online."""
+        document = Policy(rules).to_json().encode()
         self.repository.add(f"rollout/{channel}.json", document, role="rollout")
         self.repository.publish("rollout")
 
@@ -101,7 +107,8 @@ class Fleet:
             self.known[key] = self.known.get(key, 0) + 1
         if self.deaf and have:
             raise _network(path)
-        return json.dumps({"have": have}).encode()
+        answer = {"have": have} if self.labels is None else {"have": have, "labels": self.labels}
+        return json.dumps(answer).encode()
 
     def _reach(self, path: str) -> None:
         if self.offline:

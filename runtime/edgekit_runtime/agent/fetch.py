@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable
 
-from edgekit_runtime.agent.transport import Transport, unreachable
-from edgekit_runtime.contract import ContractError, File, Release
+from edgekit_runtime.agent.by_delta import ByDelta
+from edgekit_runtime.agent.transfer import incoming
+from edgekit_runtime.agent.transport import Transport
+from edgekit_runtime.contract import ContractError, Release
 from edgekit_runtime.errors import ArtifactError
 from edgekit_runtime.store import MAX_RELEASE_BYTES, Store
 
@@ -14,7 +17,11 @@ Document = Callable[[str, int], bytes]
 
 
 def fetch(
-    store: Store, document: Document, transport: Transport, going_on: Callable[[], None]
+    store: Store,
+    document: Document,
+    transport: Transport,
+    going_on: Callable[[], None],
+    counts: Counter[str] | None = None,
 ) -> Callable[[str], None]:
     """The deed of the phase FETCH.
 
@@ -23,6 +30,7 @@ def fetch(
         document: of a signed target.
         transport: to the server.
         going_on: is called with every part that comes in, and may raise to cut the transfer off.
+        counts: of deltas, as `ByDelta` keeps them.
 
     Returns:
         Takes the id of a release; raises NetworkError where it is to be tried again.
@@ -33,9 +41,13 @@ def fetch(
         found, state = _read(release, text), store.state()
         _check_model(store, found, state.live)
         store.check_room(found, state)
+        by_delta = ByDelta(store, transport, going_on, found, state, Counter() if counts is None else counts)
         for sha256, file in store.missing(found).items():
-            at, parts = _ask(transport, sha256, file, store.received(sha256))
-            store.add(sha256, file.size_bytes, _each(parts, going_on, sha256, file.size_bytes - at), at=at)
+            if not by_delta.bring(sha256, file.size_bytes):
+                at, size = store.received(sha256), file.size_bytes
+                at, parts = incoming(transport, f"blobs/{sha256}", size, at, going_on)
+                store.add(sha256, size, parts, at=at)
+                store.forget(store.delta(sha256).name)
         # Last: where it is, all of the release is.
         store.add(release, len(text), (text,))
 
@@ -69,37 +81,6 @@ def _check_model(store: Store, found: Release, live: str | None) -> None:
             way_out="Look at the policy. Another model is installed by hand: `edgekit-runtime install --forced`.",
             code="other_model",
         )
-
-
-def _ask(transport: Transport, sha256: str, file: File, received: int) -> tuple[int, Iterable[bytes]]:
-    """The first byte of what comes, and what comes."""
-    if received >= file.size_bytes:
-        # All of it came in, and the power went before it was looked at; or it is too much, and is begun anew.
-        received = file.size_bytes if received == file.size_bytes else 0
-        if received:
-            return received, ()
-    path = f"blobs/{sha256}"
-    answer = transport.get(path, at=received)
-    if answer.status in {404, 410}:
-        raise ArtifactError(
-            f"{path}: the server does not have it",
-            expected="every file of a release that is signed",
-            way_out="Upload the files of the release again.",
-            code="missing",
-        )
-    if answer.status not in {200, 206} or answer.at > received:
-        raise unreachable(path, f"status {answer.status}")
-    return answer.at, answer.parts
-
-
-def _each(parts: Iterable[bytes], going_on: Callable[[], None], sha256: str, left: int) -> Iterator[bytes]:
-    for part in parts:
-        going_on()
-        left -= len(part)
-        yield part
-    if left > 0:
-        # Not every end is told from a break; what came stays, and the next try asks for the rest.
-        raise unreachable(f"blobs/{sha256}", f"the answer ended {left:,} bytes before the end")
 
 
 def _not_it(release: str, found: str) -> ArtifactError:

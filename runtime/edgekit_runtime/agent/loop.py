@@ -7,9 +7,12 @@ import math
 import random
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
+from edgekit_runtime import labels as fleet_labels
 from edgekit_runtime.agent.decide import Activate, Decision, GoOn, Install, Leave, Withdraw, decide
 from edgekit_runtime.agent.fetch import fetch
 from edgekit_runtime.agent.notify import ALIVE, READY, STOPPING, tell_systemd, watchdog_s
@@ -18,6 +21,7 @@ from edgekit_runtime.agent.upload import Uploaded, upload
 from edgekit_runtime.contract import ContractError
 from edgekit_runtime.errors import ArtifactError, DeviceError, NetworkError, RefusedError, StoreError
 from edgekit_runtime.events import Activated, RolledBack
+from edgekit_runtime.labels import Labels
 from edgekit_runtime.manager import Deed, Manager
 from edgekit_runtime.policies import MAX_POLICY_BYTES, Policy
 from edgekit_runtime.spool import Spool
@@ -39,6 +43,7 @@ MOST_STEPS: Final = 3
 # Phases of what is decided already, and of what has come in, which goes on where no server can say that it should not.
 SETTLED: Final = frozenset({COMMIT, ROLLBACK})
 COME_IN: Final = frozenset({VERIFY, STAGE})
+NO_LABELS: Final[Labels] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,7 @@ class Agent:
         interval_s: between two polls.
         spool_bytes: of windows that wait.
         about: more that the server should know of this device.
+        labels: of this device, as it was told here; those of the same name that the server set come before them.
     """
 
     def __init__(
@@ -88,15 +94,18 @@ class Agent:
         interval_s: float = 300.0,
         spool_bytes: int = 8 << 20,
         about: dict[str, Any] | None = None,
+        labels: Labels = NO_LABELS,
     ) -> None:
         self._store, self._trust, self._transport = store, trust, transport
         self._device, self._channel, self._interval_s = device, channel, interval_s
-        self._spool_bytes, self._about = spool_bytes, about or {}
+        self._spool_bytes, self._about, self._own_labels = spool_bytes, about or {}, labels
         self._alive_s, self._watchdog_s = 0.0, watchdog_s()
         self._known: tuple[str, Policy] | None = None
+        self._heard: Labels | None = None
         self._mend_s = -math.inf
         self._stop = threading.Event()
-        self._bring = fetch(store, trust.document, transport, self.going_on)
+        self._deltas: Counter[str] = Counter()
+        self._bring = fetch(store, trust.document, transport, self.going_on, self._deltas)
         self._manager = Manager(
             store,
             fetch=self._fetch,
@@ -118,7 +127,8 @@ class Agent:
         uploaded: Uploaded | None = None
         try:
             spool = Spool(self._store.spool, max_bytes=self._spool_bytes)
-            uploaded = upload(self._store, spool, self._transport, self._device, self._about)
+            about = {**self._about, "labels": dict(self.labels()), "deltas": dict(self._deltas)}
+            uploaded = upload(self._store, spool, self._transport, self._device, about, self._hear)
         except DeviceError as error:
             errors.append(error)
         except OSError as error:
@@ -149,6 +159,11 @@ class Agent:
     def stop(self) -> None:
         """End `run` soon; a transfer is cut off and goes on at the next start. Safe in a signal handler."""
         self._stop.set()
+
+    def labels(self) -> Labels:
+        """In use: those that the server set, and those of other names that were given here."""
+        heard = fleet_labels.load(self._store.path) if self._heard is None else self._heard
+        return {**self._own_labels, **heard}
 
     def going_on(self) -> None:
         """A sign of life in long work.
@@ -191,7 +206,7 @@ class Agent:
         state = self._store.state()
         if state.candidate == release and time.monotonic() - began_s > self._interval_s:
             self._trust.refresh()
-            if isinstance(decide(state, self._policy(), self._device), Withdraw):
+            if isinstance(decide(state, self._policy(), self._device, self.labels()), Withdraw):
                 raise RefusedError(
                     f"{release[:12]} is no longer wanted",
                     expected="the release that the policy names",
@@ -201,17 +216,26 @@ class Agent:
 
     def _follow(self) -> Decision:
         self._trust.refresh()
-        policy = self._policy()
+        policy, labels = self._policy(), self.labels()
         for _ in range(MOST_STEPS):
-            decided = decide(self._store.state(), policy, self._device)
+            decided = decide(self._store.state(), policy, self._device, labels)
             if isinstance(decided, Leave):
                 break
-            log.info("decided", extra={"decided": _name(decided), "release": policy.release[:12]})
+            log.info("decided", extra={"decided": _name(decided)})
             self._do(decided)
             # What is not wanted makes room for what is; the next poll sees what came of anything else.
             if not isinstance(decided, Withdraw):
                 break
         return decided
+
+    def _hear(self, labels: Labels) -> None:
+        """Labels from the server hold from the next decision on."""
+        self._heard = labels
+        try:
+            fleet_labels.keep(self._store.disk, self._store.path, labels)
+        except OSError as error:
+            # They hold until the agent ends, and the next answer brings them again.
+            log.warning("labels could not be kept: %s", error)
 
     def _mend(self) -> None:
         """Look once a day whether the files of what serves rotted; the server has them."""

@@ -17,8 +17,10 @@ from edgekit_runtime.agent.fetcher import METADATA, TARGETS, Fetcher
 from edgekit_runtime.agent.loop import Agent
 from edgekit_runtime.agent.transport import HttpTransport
 from edgekit_runtime.errors import InputError
+from edgekit_runtime.labels import Labels, read_labels
 from edgekit_runtime.logs import JsonLines
 from edgekit_runtime.store import Store
+from edgekit_runtime.strict_json import ContractError
 from edgekit_runtime.trial import stage
 from edgekit_runtime.trust import Trust
 
@@ -41,6 +43,7 @@ def serve(
     insecure: bool,
     once: bool,
     json_logs: bool,
+    labels: Labels,
 ) -> dict[str, Any]:
     """Run an agent until SIGTERM or Ctrl-C, or for one poll.
 
@@ -54,6 +57,10 @@ def serve(
     """
     device = _checked("device", device or device_id())
     channel = _checked("channel", channel)
+    try:
+        read_labels(dict(labels), "label")
+    except ContractError as wrong:
+        raise _bad_option("label", f"{wrong.key}: {wrong.found}", wrong.expected) from wrong
     if not 0 < interval_s < math.inf:
         raise _bad_option("interval", f"{interval_s:g}", "a number of seconds above 0")
     transport = HttpTransport(server, token=_token(token_file), insecure=insecure)
@@ -66,7 +73,7 @@ def serve(
         agent = Agent(
             store, trust, transport, device=device, channel=channel,
             stage=stage(store, going_on=lambda: agent.going_on()),  # noqa: PLW0108 - it is not there yet
-            interval_s=interval_s, about=_about(),
+            interval_s=interval_s, about=_about(), labels=labels,
         )  # fmt: skip
         if once:
             polled = agent.poll()

@@ -6,6 +6,7 @@ The server holds plain files, and takes one kind of post:
 GET  metadata/…            of The Update Framework
 GET  targets/…             releases and policies, small
 GET  blobs/<sha256>        files of releases, from any byte on
+GET  deltas/…              what makes such files out of others, likewise; `edgekit_runtime.deltas`
 POST devices/<id>          what this device tells, gzip of JSON; the answer names what the server has
 ```
 """
@@ -31,8 +32,9 @@ CONNECT_S, READ_S = 10.0, 30.0
 PACE_S, PACE_BYTES = 60.0, 1024
 # And what is small, the head of any answer, and every part of a large one have to be here in so many seconds.
 ANSWER_S = 120.0
-# Answers that are not small.
-LARGE: Final = "blobs/"
+# Answers that are not small, but for the lists among them.
+LARGE: Final = ("blobs/", "deltas/")
+LIST: Final = ".json"
 CHUNK_BYTES: Final = 64 << 10
 MAX_ANSWER_BYTES: Final = 1 << 20
 NOT_MODIFIED: Final = 304
@@ -198,7 +200,7 @@ class HttpTransport:
         left = _whole(response.headers.get("Content-Length", ""))
         try:
             while True:
-                if path.startswith(LARGE):
+                if path.startswith(LARGE) and not path.endswith(LIST):
                     line.ends_s = time.monotonic() + ANSWER_S
                 with _told(self.url, path):
                     # Whatever has come, at once: on a line that breaks every few seconds a full part never would.

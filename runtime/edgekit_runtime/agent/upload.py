@@ -10,13 +10,14 @@ import gzip
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from edgekit_runtime.agent.transport import NOT_TAKEN, Transport, unreachable
 from edgekit_runtime.errors import NetworkError
 from edgekit_runtime.events import Sent
+from edgekit_runtime.labels import Labels, read_labels
 from edgekit_runtime.manager import tell
 from edgekit_runtime.spool import Entry, Spool
 from edgekit_runtime.state import Report, State
@@ -63,7 +64,14 @@ class Uploaded:
     posts: int
 
 
-def upload(store: Store, spool: Spool, transport: Transport, device: str, about: dict[str, Any]) -> Uploaded:
+def upload(
+    store: Store,
+    spool: Spool,
+    transport: Transport,
+    device: str,
+    about: dict[str, Any],
+    hear: Callable[[Labels], None] = lambda _: None,
+) -> Uploaded:
     """Send all that is there, and how things stand even where nothing is.
 
     Args:
@@ -72,12 +80,14 @@ def upload(store: Store, spool: Spool, transport: Transport, device: str, about:
         transport: to the server.
         device: id of this one.
         about: more that the server should know, plain JSON values.
+        hear: is told the labels that the server set, where an answer names them.
 
     Raises:
         NetworkError: the server did not answer, or has nothing of what was sent; the rest is kept.
         StoreError: the state cannot be read or written.
+        OSError: the spool cannot be read or written.
     """
-    sender = _Sender(store, spool, transport, device, about)
+    sender = _Sender(store, spool, transport, device, about, hear)
     # First, and alone: no window stands in the way of what a rollout is judged by.
     sender.send([_told(device, report) for report in store.state().reports])
     for batch in _batches(spool):
@@ -92,6 +102,7 @@ class _Sender:
     transport: Transport
     device: str
     about: dict[str, Any]
+    hear: Callable[[Labels], None]
     sent: Uploaded = Uploaded(0, 0, 0)
     refused: int = 0
 
@@ -129,7 +140,9 @@ class _Sender:
             "reports": [told.document for told in reports],
             "windows": [told.document for told in windows],
         }
-        have = _have(self.transport.post(path, gzip.compress(json.dumps(body).encode(), mtime=0)), path)
+        have, labels = _answer(
+            self.transport.post(path, gzip.compress(json.dumps(body).encode(), mtime=0)), path
+        )
         taken = [told.origin for told in batch if told.key in have]
         entries = [origin for origin in taken if isinstance(origin, Entry)]
         known = tuple(origin for origin in taken if isinstance(origin, Report))
@@ -139,6 +152,8 @@ class _Sender:
             tell(self.store, Sent(known))
         before = self.sent
         self.sent = Uploaded(before.windows + len(entries), before.reports + len(known), before.posts + 1)
+        if labels is not None:
+            self.hear(labels)
         if windows and not entries:
             raise unreachable(path, "the server has nothing of what was sent")
 
@@ -185,9 +200,18 @@ def _batches(spool: Spool) -> Iterator[list[Told]]:
         yield batch
 
 
-def _have(answer: bytes, path: str) -> frozenset[str]:
+def _answer(answer: bytes, path: str) -> tuple[frozenset[str], Labels | None]:
+    """Keys that the server has, and the labels that it set; None where it names none."""
     try:
-        fields = Fields(parse(answer), "", required=("have",))
-        return frozenset(fields.each("have", read_text))
+        fields = Fields(parse(answer), "", required=("have",), optional=("labels",))
+        have = frozenset(fields.each("have", read_text))
     except ContractError as error:
         raise unreachable(path, f"no answer that can be read: {error}") from error
+    if "labels" not in fields.names:
+        return have, None
+    try:
+        return have, read_labels(fields.take("labels"), "labels")
+    except ContractError as error:
+        # What the server has, it has; the labels that are known stay.
+        log.warning("labels of the server cannot be used: %s", error)
+        return have, None

@@ -66,7 +66,7 @@ def classification(
     """Same first choice; the distance is the total variation between the probabilities."""
     del tolerance
     name = outputs[0].name
-    p, q = _probabilities(live[name][0]), _probabilities(candidate[name][0])
+    p, q = probabilities(live[name][0]), probabilities(candidate[name][0])
     first, second = int(p.argmax()), int(q.argmax())
     distance = min(1.0, float(np.abs(p - q).sum()) / 2)
     return Difference(first == second, distance, (first, second), (float(p[first]), float(q[second])))
@@ -156,7 +156,7 @@ def edits(a: Array, b: Array) -> int:
     return int(row[-1])
 
 
-def _probabilities(scores: Array) -> Array:
+def probabilities(scores: Array) -> Array:
     """Of each class; scores that already are probabilities stay, and one score alone is that of the second class."""
     values = scores.astype(np.float64).ravel()
     # Rounding may leave the range by a little.

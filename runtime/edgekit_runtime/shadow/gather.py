@@ -106,6 +106,11 @@ class Gathered:
         self._latency["live"].add(live_ms)
         self._latency["candidate"].add(candidate_ms)
 
+    def served(self, took_ms: Array, confidences: Array) -> None:
+        """Predictions of the live version alone: milliseconds [n] and confidences [m] of some, float64."""
+        self._latency["live"].add_all(took_ms)
+        self._confidence["live"].add_all(confidences)
+
     def compared(self, difference: Difference | None) -> None:
         """A sample that both versions answered; None where one of the answers is not finite."""
         self._counts["compared"] += 1

@@ -1,0 +1,150 @@
+"""How often a rollout is stopped that should not be, and the other way round; a million devices; faults.
+
+`python -m benchmarks.rollouts [--runs 1000] [--workers 2]`. Simulated devices on the real policy, gates and state
+machine, with a look after every window. Three truths for each fleet: as good as the operator expects, two points worse,
+and exactly at the limit, one point below what is expected. A stop is false where the candidate keeps the limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.machine import machine
+from edgekit.fleet.gates import Limits
+from edgekit.fleet.rollouts import LIVE, Plan
+from edgekit.fleet.simulate.many import joined, several
+from edgekit.fleet.simulate.run import History, run
+from edgekit.fleet.simulate.world import FAULTS, Hit, World
+
+RESULT: Final = Path(__file__).parent / "results" / "rollouts.json"
+EXPECTED, SLACK, DROP = 0.97, 0.01, 0.02
+PLAN: Final = Plan(soak_s=1200, timeout_s=14_400, patience_s=7200, limits=Limits(agreement=EXPECTED - SLACK))
+# The fleet, and which part of `--runs` it gets: a larger one takes longer, and varies less.
+FLEETS: Final = {5_000: 1.0, 500: 1.0, 100_000: 0.1}
+TRUTHS: Final = {
+    "as expected": EXPECTED,
+    "two points worse": EXPECTED - DROP,
+    "at the limit": EXPECTED - SLACK,
+}
+BAD: Final = {
+    "wrong weights": "wrong",
+    "swapped labels": "swapped",
+    "5 times slower": "slow",
+    "crashes on load": "crashing",
+    "NaN on some inputs": "nan",
+    "drifts on one cohort": "drifting=1@region=eu",
+    "falls silent": "silent",
+}
+BAD_FLEETS: Final = (20, 5_000)
+MILLION: Final = 1_000_000
+PART: Final = 10
+
+
+def _part(world: World, runs: int, seed: int) -> list[Any]:
+    return several(world, PLAN, runs=runs, seed=seed)
+
+
+def repeated(pool: ProcessPoolExecutor, world: World, runs: int) -> dict[str, Any]:
+    """Many rollouts, in parts that the processes share."""
+    parts = [pool.submit(_part, world, min(PART, runs - start), 1 + start) for start in range(0, runs, PART)]
+    summary = joined([each for part in parts for each in part.result()])
+    return {**summary.to_tree(), "stopped": summary.stopped}
+
+
+def bad(devices: int, runs: int = 20) -> dict[str, Any]:
+    """Each fault: where it is stopped, and what share of the fleet had served it; limits as they are by default."""
+    found = {}
+    for name, fault in BAD.items():
+        world = World(devices=devices, agreement=0.98, spread=0.015, hits=(Hit.parse(fault),))
+        found[name] = {
+            "what": FAULTS[world.hits[0].fault].says,
+            **joined(several(world, replace(PLAN, limits=Limits()), runs=runs, seed=1)).to_tree(),
+        }
+    return found
+
+
+def million() -> dict[str, Any]:
+    """A million devices in a process of its own: one good rollout, and one that is stopped while half serve it."""
+    began = time.monotonic()
+    plan = replace(PLAN, soak_s=3600)
+    good = run(World(devices=MILLION), plan, seed=1)
+    good_s = time.monotonic() - began
+    # It is late, so that many serve it by then.
+    late = World(devices=MILLION, late_s=20_000, hits=(Hit("drifting"),))
+    stopped = run(late, plan, seed=1)
+    return {
+        "devices": MILLION,
+        "state": good.state,
+        "looks": len(good.moments),
+        "seconds": round(good_s, 1),
+        "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 3),
+        "stages": shares(good),
+        "real_windows_merged": good.windows,
+        "real_policy_decisions": good.rules,
+        "stopped": {
+            "state": stopped.state,
+            "at": stopped.stopped_at,
+            "why": stopped.why,
+            "exposed": stopped.exposed,
+            "seconds": round(time.monotonic() - began - good_s, 1),
+            "run_it_though_they_polled_within_one_interval": stopped.kept,
+            "offline_for_that_interval": stopped.away,
+        },
+    }
+
+
+def shares(history: History) -> list[dict[str, float]]:
+    """Of each stage, in percent: what was asked, what was drawn, and what served it in the end."""
+    rows = []
+    for stage, asked in enumerate(history.plan.stages):
+        last = [each for each in history.moments if each.stage == stage and each.phase == LIVE][-1]
+        rows.append(
+            {"asked": asked, "drawn": round(100 * last.meant, 4), "serves": round(100 * last.serves, 4)}
+        )
+    return rows
+
+
+def main() -> None:
+    """Measure, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--million", action="store_true", help="only that, as JSON")
+    options = parser.parse_args()
+    if options.million:
+        print(json.dumps(million()))
+        return
+    alone = subprocess.run(
+        [sys.executable, "-m", "benchmarks.rollouts", "--million"], capture_output=True, text=True, check=True
+    )
+    result: dict[str, Any] = {
+        "machine": machine(),
+        "limit": PLAN.limits.agreement,
+        "alpha": PLAN.limits.alpha,
+        "million": json.loads(alone.stdout),
+        "bad": {str(devices): bad(devices) for devices in BAD_FLEETS},
+        "fleets": {},
+    }
+    with ProcessPoolExecutor(options.workers) as pool:
+        for devices, part in FLEETS.items():
+            runs = max(1, round(options.runs * part))
+            result["fleets"][str(devices)] = {}
+            for truth, agreement in TRUTHS.items():
+                found = repeated(pool, World(devices=devices, agreement=agreement), runs)
+                result["fleets"][str(devices)][truth] = found
+                print(devices, truth, json.dumps(found), flush=True)
+                RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The cloud side: registry, staged rollout with statistical gates, comparison, dashboard."""

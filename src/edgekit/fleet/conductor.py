@@ -1,0 +1,135 @@
+"""The part of the server that acts by itself: looks, decides, and publishes what devices are told.
+
+Any number of servers may run one; a lease lets one of them act at a time, and the revision of a rollout lets no step be
+taken twice even where two think that they hold it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from typing import Final
+
+from edgekit.fleet import publication, rollouts
+from edgekit.fleet.context import Fleet
+from edgekit.fleet.errors import ConflictError, FleetError, UnavailableError
+from edgekit.fleet.gates import judged
+from edgekit.fleet.merging import cohort_size, evidence_of
+from edgekit.fleet.rollouts import Step
+from edgekit.fleet.steering import CONDUCTOR, looked, opened, read, taken
+
+log = logging.getLogger(__name__)
+
+LEASE: Final = "conductor"
+LEASE_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Acted:
+    """What one round came to.
+
+    Attributes:
+        held: whether this server held the lease; where it did not, nothing was done.
+        steps: of rollouts, those with a decision.
+        failures: what could not be done this time.
+    """
+
+    held: bool
+    steps: tuple[Step, ...] = ()
+    failures: tuple[FleetError, ...] = ()
+
+
+def act(fleet: Fleet, holder: str) -> Acted:
+    """One round over all open rollouts.
+
+    Args:
+        fleet: of the server.
+        holder: name of this process among all servers.
+    """
+    if not fleet.database.lease(LEASE, holder, LEASE_S):
+        return Acted(held=False)
+    steps: list[Step] = []
+    failures: list[FleetError] = []
+    with fleet.database.reading() as connection:
+        ids = opened(connection)
+    for each in ids:
+        try:
+            step = look(fleet, each)
+        except ConflictError as error:
+            # Somebody was quicker, which is as good; the next round sees what they did.
+            log.info("%s", error.what)
+            continue
+        except FleetError as error:
+            # One rollout that cannot be looked at keeps no other from being stopped.
+            log.warning("rollout %s: %s", each, error.what)
+            failures.append(error)
+            continue
+        if step.kind:
+            log.info("rollout %s: %s", each, step.why, extra={"kind": step.kind})
+            steps.append(step)
+    try:
+        publication.publish(fleet)
+    except FleetError as error:
+        log.warning("not published: %s", error.what)
+        failures.append(error)
+    return Acted(True, tuple(steps), tuple(failures))
+
+
+def look(fleet: Fleet, rollout_id: str) -> Step:
+    """Look at one rollout, and write what comes of it.
+
+    Raises:
+        ConflictError: it was changed meanwhile; nothing is written.
+    """
+    now_s = fleet.now()
+    with fleet.database.reading() as connection:
+        rollout, revision = read(connection, rollout_id)
+        evidence = evidence_of(connection, rollout, now_s, fleet.settings)
+        devices = cohort_size(connection, rollout, now_s, fleet.settings)
+    plan = rollout.plan
+    verdicts = judged(evidence, plan.limits, mode=plan.mode, phase=rollout.phase)
+    step = rollouts.look(rollout, verdicts, devices=devices, taken=evidence.taken, now_s=now_s)
+
+    with fleet.database.writing() as connection:
+        taken(connection, step, revision, verdicts, CONDUCTOR, now_s)
+        looked(connection, rollout, evidence, verdicts, now_s)
+    return step
+
+
+class Conductor:
+    """Acts again and again on a thread of its own.
+
+    Args:
+        fleet: of the server.
+        holder: name of this process among all servers.
+    """
+
+    def __init__(self, fleet: Fleet, holder: str) -> None:
+        self._fleet, self._holder, self._every_s = fleet, holder, fleet.settings.look_every_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="conductor", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the round that is under way, and let another server go on at once."""
+        self._stop.set()
+        self._thread.join()
+        try:
+            self._fleet.database.release_lease(LEASE, self._holder)
+        except UnavailableError:
+            # It runs out by itself.
+            log.info("the lease could not be given back")
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._every_s):
+            try:
+                act(self._fleet, self._holder)
+            except FleetError as error:
+                log.warning("the round ended early: %s", error.what)
+            except Exception:
+                # Whatever it is, a fleet without a conductor would never be stopped by a gate.
+                log.exception("the round failed")

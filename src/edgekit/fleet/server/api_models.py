@@ -1,0 +1,459 @@
+"""What people and programs send to the server, and what it answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+from fastapi import Path, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from edgekit.fleet.gates import Limits
+from edgekit.fleet.rollouts import Plan
+
+# Text without what PostgreSQL does not keep and terminals obey.
+PLAIN: Final = r"^[^\x00-\x1f\x7f]*$"
+LINES: Final = r"^[^\x00]*$"
+ID: Final = r"^[0-9a-f]{64}$"
+SMALL_ID: Final = r"^[0-9a-f]{1,32}$"
+
+Id = Annotated[str, Path(pattern=ID, description="sha256 of the release")]
+RolloutId = Annotated[str, Path(pattern=SMALL_ID)]
+Search = Annotated[str, Query(max_length=256, pattern=PLAIN)]
+Limit = Annotated[int, Query(ge=1, le=500)]
+Seconds = Annotated[int, Query(ge=0, le=10**11)]
+Serial = Annotated[int, Query(ge=0, le=2**62)]
+Labels = dict[str, str]
+
+_DEFAULTS: Final = Plan()
+_LIMITS: Final = Limits()
+
+
+class Asked(BaseModel):
+    """What comes: nothing in it that is not known, no number in quotes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Why(Asked):
+    """A reason, for the log."""
+
+    why: str = Field("", max_length=1000, pattern=PLAIN)
+
+
+class Files(Asked):
+    """Files by hash."""
+
+    sha256: list[Annotated[str, Field(pattern=ID)]] = Field(max_length=5000)
+
+
+class Proposal(Asked):
+    """A version, whose files were uploaded before."""
+
+    release: str = Field(max_length=2 << 20)
+    report: dict[str, Any] = {}
+    parent: str = Field("", max_length=64, pattern=PLAIN)
+    notes: str = Field("", max_length=16_000, pattern=LINES)
+
+
+class Document(Asked):
+    """A file as text, such as a proposal with signatures."""
+
+    document: str = Field(max_length=8 << 20)
+
+
+class Settle(Asked):
+    """A version for the devices of a channel, from now on."""
+
+    release: str = Field(pattern=ID)
+    cohort: str = Field("", max_length=1024, pattern=PLAIN)
+    why: str = Field("", max_length=1000, pattern=PLAIN)
+
+
+class LimitsAsked(Asked):
+    """As `edgekit.fleet.gates.Limits`."""
+
+    agreement: float = _LIMITS.agreement
+    errors: float = _LIMITS.errors
+    nans: float = _LIMITS.nans
+    latency_ratio: float = _LIMITS.latency_ratio
+    failures: float = _LIMITS.failures
+    drift: float = _LIMITS.drift
+    devices: int = _LIMITS.devices
+    samples: int = _LIMITS.samples
+    alpha: float = _LIMITS.alpha
+
+
+class RolloutAsked(Asked):
+    """A rollout; its plan as `edgekit.fleet.rollouts.Plan`."""
+
+    model: str = Field(min_length=1, max_length=128, pattern=PLAIN)
+    version: str = Field(min_length=1, max_length=64, pattern=PLAIN)
+    channel: str = Field("stable", pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,127}$")
+    stages: list[float] = Field(list(_DEFAULTS.stages), min_length=1, max_length=20)
+    mode: str = Field(_DEFAULTS.mode, max_length=16)
+    cohort: str = Field("", max_length=1024, pattern=PLAIN)
+    soak_s: int = _DEFAULTS.soak_s
+    timeout_s: int = _DEFAULTS.timeout_s
+    patience_s: int = _DEFAULTS.patience_s
+    first_devices: int = _DEFAULTS.first_devices
+    widest_shadow: float = _DEFAULTS.widest_shadow
+    limits: LimitsAsked = LimitsAsked()
+
+    def plan(self) -> Plan:
+        """It, checked.
+
+        Raises:
+            InvalidError: it is no plan.
+        """
+        given = self.model_dump(exclude={"model", "version", "channel", "stages", "limits"})
+        return Plan(stages=tuple(self.stages), limits=Limits(**self.limits.model_dump()), **given)
+
+
+class CodesAsked(Asked):
+    """Codes for new devices."""
+
+    labels: Labels = {}
+    channel: str = Field("stable", max_length=128)
+    seconds: int = Field(86400, ge=1, le=90 * 86400)
+    count: int = Field(1, ge=1, le=1000)
+
+
+class LabelsAsked(Asked):
+    """All labels of a device."""
+
+    labels: Labels
+
+
+class ChannelAsked(Asked):
+    """A channel of a device."""
+
+    channel: str = Field(max_length=128)
+
+
+class TokenAsked(Asked):
+    """A token for a person or a program."""
+
+    name: str = Field(max_length=100)
+    role: str = Field(max_length=16)
+    days: int = Field(365, ge=1, le=3650)
+
+
+class WebhookAsked(Asked):
+    """Where decisions are told."""
+
+    url: str = Field(min_length=1, max_length=2048, pattern=r"^[\x21-\x7e]+$")
+    events: list[Annotated[str, Field(max_length=64, pattern=PLAIN)]] = Field([], max_length=32)
+
+
+# Answers
+
+
+class Missing(BaseModel):
+    """Files that are not there yet."""
+
+    missing: list[str]
+
+
+class Uploaded(BaseModel):
+    """A file that is there to stay."""
+
+    sha256: str
+    size_bytes: int
+
+
+class Version(BaseModel):
+    """As `edgekit.fleet.registry.Version`."""
+
+    id: str
+    model: str
+    version: str
+    parent: str
+    state: str
+    size_bytes: int
+    formats: dict[str, int]
+    lineage: dict[str, Any]
+    figures: dict[str, dict[str, float]]
+    accepted: bool | None
+    notes: str
+    published_s: int
+    published_by: str
+
+
+class Versions(BaseModel):
+    """Versions, newest first."""
+
+    versions: list[Version]
+
+
+class Difference(BaseModel):
+    """One figure of two versions."""
+
+    format: str
+    figure: str
+    before: float | None
+    after: float | None
+
+
+class Differences(BaseModel):
+    """Figures of two versions, side by side."""
+
+    figures: list[Difference]
+
+
+class MissingSignatures(BaseModel):
+    """Signatures that are still needed, and the ids of keys that may give them."""
+
+    role: str
+    count: int
+    keys: list[str]
+
+
+class Waiting(BaseModel):
+    """What waits for signatures: the file to sign, what it changes in words, and who is missing."""
+
+    document: str
+    lines: list[str]
+    missing: list[MissingSignatures]
+
+
+class Signed(BaseModel):
+    """What came of signatures; published where none is missing."""
+
+    published: bool
+    missing: list[MissingSignatures]
+
+
+class SettledOn(BaseModel):
+    """What a part of the devices of a channel runs outside rollouts."""
+
+    cohort: str
+    release: str
+    version: str
+
+
+class Channel(BaseModel):
+    """A channel; the first rule that fits a device holds."""
+
+    name: str
+    model: str
+    settled: list[SettledOn]
+
+
+class Channels(BaseModel):
+    """All channels."""
+
+    channels: list[Channel]
+
+
+class Verdict(BaseModel):
+    """As `edgekit.fleet.gates.Verdict`."""
+
+    gate: str
+    outcome: str
+    why: str
+    limit: float
+    estimate: float | None
+    lower: float | None
+    upper: float | None
+    devices: int
+    meant: int
+    slice: str
+
+
+class Look(BaseModel):
+    """What the gates said at some moment."""
+
+    id: int
+    rollout: str
+    at_s: int
+    stage: int
+    phase: str
+    bound: int
+    verdicts: list[Verdict]
+    counts: dict[str, Any]
+
+
+class Looks(BaseModel):
+    """Looks at the gates, newest first."""
+
+    looks: list[Look]
+
+
+class Decision(BaseModel):
+    """What was decided, by whom and why."""
+
+    id: int
+    rollout: str
+    revision: int
+    at_s: int
+    kind: str
+    stage: int
+    actor: str
+    why: str
+    verdicts: list[Verdict]
+
+
+class Decisions(BaseModel):
+    """Decisions, newest first."""
+
+    decisions: list[Decision]
+
+
+class Rollout(BaseModel):
+    """As `edgekit.fleet.rollouts.Rollout`, with the names that belong to it."""
+
+    id: str
+    model: str
+    version: str
+    channel: str
+    release: str
+    baseline: str
+    salt: str
+    plan: dict[str, Any]
+    state: str
+    stage: int
+    phase: str
+    live_bound: int
+    shadow_bound: int
+    counted_s: float
+    looked_s: float
+    why: str
+    revision: int
+    created_s: int
+    created_by: str
+
+
+class RolloutWithLook(Rollout):
+    """A rollout, and what its gates said last."""
+
+    look: Look | None
+
+
+class Rollouts(BaseModel):
+    """Rollouts, newest first."""
+
+    rollouts: list[Rollout]
+
+
+class Compared(BaseModel):
+    """As `edgekit.fleet.comparison`: everything together, over time, and the parts that can be asked for."""
+
+    total: dict[str, Any]
+    series: list[dict[str, Any]]
+    slices: list[str]
+
+
+class Device(BaseModel):
+    """A device, as it was heard of last."""
+
+    id: str
+    revoked: bool
+    channel: str
+    labels: Labels
+    enrolled_s: int
+    seen_s: int
+    phase: str
+    live: str
+    candidate: str
+    last_good: str
+    pinned: bool
+    status: dict[str, Any]
+
+
+class Devices(BaseModel):
+    """Devices by id; `after` asks for the next page, and is empty on the last."""
+
+    devices: list[Device]
+    after: str
+
+
+class Code(BaseModel):
+    """Good for one device, once."""
+
+    code: str
+    expires_s: int
+
+
+class Codes(BaseModel):
+    """Codes, which are never shown again."""
+
+    codes: list[Code]
+
+
+class NewToken(BaseModel):
+    """A token, which is never shown again."""
+
+    token: str
+
+
+class Token(BaseModel):
+    """A token without its secret."""
+
+    id: str
+    name: str
+    role: str
+    created_s: int
+    created_by: str
+    expires_s: int
+    revoked: bool
+
+
+class Tokens(BaseModel):
+    """All tokens, newest first."""
+
+    tokens: list[Token]
+
+
+class AuditRow(BaseModel):
+    """Who did what."""
+
+    sequence: int
+    at_s: int
+    actor: str
+    action: str
+    subject: str
+    detail: dict[str, Any]
+    previous: str
+    hash: str
+
+
+class AuditRows(BaseModel):
+    """Rows of the log, newest first."""
+
+    rows: list[AuditRow]
+
+
+class AuditVerdict(BaseModel):
+    """Whether the log is whole; its end, to be noted elsewhere; and the first row that is wrong, where one is."""
+
+    whole: bool
+    sequence: int
+    hash: str
+    broken_at: int | None
+    why: str
+
+
+class Webhook(BaseModel):
+    """Where decisions are told."""
+
+    id: str
+    url: str
+    events: list[str]
+    created_s: int
+    created_by: str
+    waiting: int
+    failed: int
+    failure: str
+
+
+class Webhooks(BaseModel):
+    """All of them."""
+
+    webhooks: list[Webhook]
+
+
+class NewWebhook(BaseModel):
+    """The secret that signs what is sent, which is never shown again."""
+
+    id: str
+    secret: str

@@ -1,0 +1,117 @@
+"""What devices ask of the server: to be enrolled, and to take what they tell."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, Path, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response
+
+from edgekit.fleet import ingest
+from edgekit.fleet.access import Device
+from edgekit.fleet.enrolment import enrol
+from edgekit.fleet.errors import DeniedError
+from edgekit.fleet.posts import Post
+from edgekit.fleet.server.answers import problems
+from edgekit.fleet.server.auth import Common, device
+from edgekit.fleet.server.bodies import read_body, unpack
+from edgekit.fleet.server.state import Shared
+
+router: Final = APIRouter(tags=["devices"])
+DEVICE: Final = r"^[0-9A-Za-z][0-9A-Za-z._-]{0,127}$"
+
+
+class Enrolment(BaseModel):
+    """What a device enrols with."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    code: str = Field(min_length=1, max_length=256)
+    device: str = Field(pattern=DEVICE)
+
+
+class Enrolled(BaseModel):
+    """What it gets; the token is never shown again."""
+
+    token: str
+    device: str
+    channel: str
+    labels: dict[str, str]
+
+
+class Have(BaseModel):
+    """Keys of what is stored, so that the device forgets it, and what the fleet calls the device."""
+
+    have: list[str]
+    labels: dict[str, str]
+
+
+_OBJECT: Final = {"type": "object"}
+_POST: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "description": "What a device tells, at most once a poll; packed by gzip with `Content-Encoding: gzip`.",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["schema", "device", "status", "reports", "windows"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "schema": {"const": 1},
+                        "device": {"type": "string", "pattern": DEVICE},
+                        "status": _OBJECT,
+                        "reports": {"type": "array", "items": _OBJECT},
+                        "windows": {"type": "array", "items": _OBJECT},
+                    },
+                }
+            }
+        },
+    }
+}
+_REFUSALS: Final = problems(400, 401, 403, 408, 413, 415, 422, 429, 503)
+
+
+@router.post("/v1/enrol", responses=problems(400, 403, 408, 409, 413, 422, 429, 503))
+def enrolled(body: Enrolment, common: Common, request: Request) -> Enrolled:
+    """Take a device into the fleet, by a code that is good for once."""
+    common.enrol_rates.spend(request.client.host if request.client else "")
+    found = enrol(common.fleet, body.code, body.device)
+    return Enrolled(token=found.token, device=found.device, channel=found.channel, labels=dict(found.labels))
+
+
+@router.post("/v1/reports", responses=_REFUSALS, openapi_extra=_POST, response_model=Have)
+async def told(common: Common, sender: Annotated[Device, Depends(device)], request: Request) -> Response:
+    """Store what a device tells; what is stored already is not stored twice."""
+    body = await read_body(request, common.fleet.settings)
+    packing = request.headers.get("content-encoding", "")
+    post = await run_in_threadpool(_read, common, sender, body, packing)
+    taken = await asyncio.wrap_future(common.writer.submit(post))
+    new = taken.windows
+    common.metrics.windows.labels("new").inc(new)
+    common.metrics.windows.labels("known").inc(len(post.windows) - new)
+    return JSONResponse({"have": taken.have, "labels": dict(taken.labels)})
+
+
+@router.post("/devices/{name}", responses=_REFUSALS, openapi_extra=_POST, response_model=Have)
+async def told_by_name(
+    name: Annotated[str, Path(pattern=DEVICE)],
+    common: Common,
+    sender: Annotated[Device, Depends(device)],
+    request: Request,
+) -> Response:
+    """Store what a device tells; the address that agents use."""
+    if name != sender.id:
+        raise DeniedError(
+            f"the address of device {name!r} with the token of {sender.id!r}",
+            expected="the address of the device whose token it is",
+            way_out="Give each device the token that it enrolled with.",
+            code="other_device",
+        )
+    return await told(common, sender, request)
+
+
+def _read(common: Shared, sender: Device, body: bytes, packing: str) -> Post:
+    return ingest.read(common.fleet, sender, unpack(body, packing, common.fleet.settings))

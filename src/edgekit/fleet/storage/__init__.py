@@ -1,0 +1,1 @@
+"""What the fleet keeps: rows in a database, bytes under names."""
