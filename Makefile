@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: help demo keywords test check bench peers clean
 
 help:
-	@echo 'make demo    compress two real networks on real data; the reports are in demo-out/'
+	@echo 'make demo    compress two real networks on real data and run one on a fleet of twenty devices; in demo-out/'
 	@echo 'make keywords  train, prune and compress a keyword spotter under a budget; keywords-out/'
 	@echo 'make test    lint, types, import direction and every test: what CI runs'
 	@echo 'make check   the same without the tests that run whole pipelines'

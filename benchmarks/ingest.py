@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gzip
+import hashlib
 import json
 import os
 import random
@@ -35,22 +36,49 @@ import numpy as np
 from sqlalchemy import func, insert, select
 
 from benchmarks.machine import machine, version
-from edgekit.fleet import setup
-from edgekit.fleet.access import device_token, hashed
+from edgekit.fleet import registry, setup, signing
+from edgekit.fleet.access import Actor, device_token, hashed
+from edgekit.fleet.context import Fleet
 from edgekit.fleet.observed import TOTAL
 from edgekit.fleet.rollouts import Plan, Rollout
 from edgekit.fleet.settings import FILE
 from edgekit.fleet.storage.database import Database, insert_new
-from edgekit.fleet.storage.tables import devices, minutes, rollouts, versions, windows
+from edgekit.fleet.storage.tables import devices, minutes, rollouts, windows
+from edgekit.fleet.trust import keys
+from edgekit.fleet.trust import pending as proposals
+from edgekit_runtime.contract import Artifact, File, Manifest, Release, TensorSpec
 from edgekit_runtime.shadow.comparators import Difference
 from edgekit_runtime.shadow.gather import Gathered
 from edgekit_runtime.windows import Window
 
 RESULT = Path(__file__).parent / "results" / "ingest.json"
-LIVE, CANDIDATE = "a" * 64, "b" * 64
+ME = Actor("me", "admin")
 DEVICES, TEMPLATES, CONNECTIONS = 3000, 64, 48
 # Windows of one post: a device that is always online has one or two, after a night it has many.
 SIZES = (1, 2, 4, 8, 16, 39)
+
+
+def _content(version: str) -> tuple[Release, dict[str, bytes]]:
+    """A version as it is published, and its files."""
+    model = f"no model that runs: {version}".encode()
+    spec = TensorSpec("image", "float32", (-1, 4))
+    artifact = Artifact(
+        format="tflite",
+        file="model.tflite",
+        sha256=hashlib.sha256(model).hexdigest(),
+        size_bytes=len(model),
+        io_dtype="float32",
+        input_grids=(None,),
+        output_grids=(None,),
+    )
+    manifest = Manifest("m", version, (spec,), (spec,), (artifact,)).to_json().encode()
+    content = {"manifest.json": manifest, "model.tflite": model, "golden.npz": b"golden"}
+    files = {path: File(hashlib.sha256(data).hexdigest(), len(data)) for path, data in content.items()}
+    return Release("m", version, files), content
+
+
+RELEASES = [_content(version) for version in ("1", "2")]
+LIVE, CANDIDATE = (release.id for release, _ in RELEASES)
 STATUS = {
     "phase": "shadow", "live": LIVE, "candidate": CANDIDATE, "last_good": None, "pinned": False, "rollbacks": 0,
     "failed": {}, "dropped": 0, "runtime": "0.3.0", "python": "3.11.2", "machine": "Linux aarch64",
@@ -105,8 +133,17 @@ def _window(seed: int) -> Window:
     return Window("0" * 32, LIVE, CANDIDATE, "classification", 1_800_000_000, 300.0, gathered.figures())
 
 
-def filled(database: Database) -> list[tuple[str, str]]:
-    """Devices with their tokens, and a rollout that all windows belong to."""
+def filled(fleet: Fleet) -> list[tuple[str, str]]:
+    """Devices with their tokens, two signed versions, and a rollout that all windows belong to."""
+    for release, content in RELEASES:
+        for path, file in release.files.items():
+            fleet.blobs.put(f"blobs/{file.sha256}", (content[path],), max_bytes=1 << 20, sha256=file.sha256)
+        registry.propose(fleet, ME, release=release.to_json(), report={})
+    pending = signing.proposal(fleet)
+    assert pending is not None
+    signer = keys.load(fleet.settings.folder / "keys" / "offline" / "targets-1.pem")
+    pending = proposals.sign(pending, signer, signing.moment(fleet))
+    assert signing.submit(fleet, ME, pending.to_bytes()).published
     made = [(f"kitchen-{number:05}", device_token()) for number in range(DEVICES)]
     now_s = int(time.time())
     rows = [
@@ -117,13 +154,8 @@ def filled(database: Database) -> list[tuple[str, str]]:
         for number, (name, token) in enumerate(made)
     ]  # fmt: skip
     rollout = Rollout("r1", "m", "stable", CANDIDATE, LIVE, "salt", Plan(), shadow_bound=1_000_000)
-    release = {
-        "id": CANDIDATE, "model": "m", "version": "2", "state": "signed", "size_bytes": 1, "release": "{}",
-        "manifest": {}, "report": {}, "lineage": {}, "published_s": now_s, "published_by": "me",
-    }  # fmt: skip
-    with database.writing() as connection:
+    with fleet.database.writing() as connection:
         insert_new(connection, devices, rows, ["id"])
-        connection.execute(insert(versions).values(release))
         connection.execute(
             insert(rollouts).values(
                 id="r1", model="m", channel="stable", release=CANDIDATE, state="running",
@@ -288,6 +320,18 @@ def checked(database: Database, answered: set[tuple[str, str]]) -> dict[str, int
     }
 
 
+def busy(seconds: float = 3.0) -> float:
+    """Cores of this machine that are not idle."""
+
+    def ticks() -> int:
+        user, nice, system, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
+        return user + nice + system
+
+    began = ticks()
+    time.sleep(seconds)
+    return (ticks() - began) / os.sysconf("SC_CLK_TCK") / seconds
+
+
 @contextmanager
 def databases(kind: str, folder: Path) -> Iterator[str]:
     """A database that syncs what it commits."""
@@ -311,18 +355,21 @@ def measured(kind: str, options: argparse.Namespace) -> dict[str, Any]:
         with (folder / FILE).open("a") as file:
             # A few devices stand for many here.
             file.write("device_posts_per_s = 100.0\ndevice_burst = 1000\n")
-        database = Database.open(url)
-        made, pieces = filled(database), templates()
+        fleet = Fleet.open(folder)
+        made, pieces = filled(fleet), templates()
         server = Server(folder, options.processes)
+        before = busy()
         server.start()
         try:
             clean, dirty, kills = asyncio.run(_runs(server, made, pieces, options))
             late = np.array(clean.late_ms)
             print(f"{kind}: p99 {np.percentile(late, 99):.0f} ms; waits until all are merged", flush=True)
-            drain_s = drained(database)
+            drain_s = drained(fleet.database)
         finally:
             server.stop()
         result = {
+            # Of all cores, while no window was sent: what others did on this machine.
+            "cores_busy_before_and_after": [round(before, 2), round(busy(), 2)],
             "seconds": options.seconds,
             "windows_per_s": round(clean.sent / options.seconds, 1),
             "posts": len(late),
@@ -333,9 +380,9 @@ def measured(kind: str, options: argparse.Namespace) -> dict[str, Any]:
             "kills": kills,
             "sent_again": dirty.again,
             "merged_in_s_after": round(drain_s, 1),
-            **checked(database, clean.answered | dirty.answered),
+            **checked(fleet.database, clean.answered | dirty.answered),
         }
-        database.close()
+        fleet.close()
         return result
 
 

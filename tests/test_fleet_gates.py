@@ -49,6 +49,14 @@ def test_twenty_good_devices_pass_every_gate() -> None:
     assert set(outcomes(asked(evidence([0.99] * 20))).values()) == {PASS}
 
 
+@pytest.mark.parametrize(("ratio", "outcome"), [(2.4, PASS), (2.6, HOLD), (5.0, FAIL), (50.0, FAIL)])
+def test_few_devices_that_are_far_too_slow_stop_a_release_under_a_generous_limit_too(
+    ratio: float, outcome: str
+) -> None:
+    found = asked(evidence([1.0] * 5, latency=ratio), Limits(latency_ratio=2.5))
+    assert found["latency_ratio"].outcome == outcome
+
+
 def test_where_no_device_is_meant_every_gate_passes() -> None:
     assert set(outcomes(asked(Evidence())).values()) == {PASS}
 
@@ -75,6 +83,13 @@ def test_one_device_far_off_among_many_that_have_not_told_decides_nothing() -> N
 def test_nine_of_ten_devices_are_enough_and_eight_are_not() -> None:
     assert asked(evidence([0.98] * 18, meant=20))["agreement"].outcome == PASS
     assert asked(evidence([0.98] * 16, meant=20))["agreement"].outcome == HOLD
+
+
+def test_a_device_on_which_it_does_not_run_is_not_waited_for_by_the_other_gates() -> None:
+    of = replace(evidence([0.98] * 8, meant=9), outcomes=np.arange(9) == 0)
+    found = asked(of, Limits(failures=0.2))
+    assert (found["agreement"].outcome, found["agreement"].meant) == (PASS, 8)
+    assert asked(replace(Evidence(meant=3), outcomes=np.ones(3, dtype=bool)))["agreement"].outcome == HOLD
 
 
 def test_many_of_very_many_devices_pass_by_their_bound() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import threading
@@ -10,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, insert, select, update
 
@@ -21,7 +22,7 @@ from edgekit.fleet.context import Fleet
 from edgekit.fleet.enrolment import forget
 from edgekit.fleet.errors import UnavailableError
 from edgekit.fleet.evidence import Evidence, Observation
-from edgekit.fleet.figures import Judged, Shown, unpacked
+from edgekit.fleet.figures import MAX_INPUTS, MAX_PAIRS, Judged, Shown, Sum, unpacked
 from edgekit.fleet.gates import Limits
 from edgekit.fleet.ingest import take
 from edgekit.fleet.merging import Merger, cohort_size, evidence_of, merge
@@ -29,8 +30,8 @@ from edgekit.fleet.observed import TOTAL
 from edgekit.fleet.rollouts import LIVE, Plan, Rollout, bound_of
 from edgekit.fleet.storage.tables import devices, evidence, looks, minutes, windows
 from edgekit_runtime.policies import BUCKETS, bucket_of
-from edgekit_runtime.sketches import Sketch
-from edgekit_runtime.windows import Counts, Figures, Side
+from edgekit_runtime.sketches import FIRST_BIN, LAST_BIN, MAX_COUNT, Moments, Sketch
+from edgekit_runtime.windows import Counts, Drift, Figures, Noise, Side, Window
 from support.served_fleet import (
     ADA,
     BASELINE,
@@ -109,7 +110,7 @@ def test_windows_are_added_up_by_device_and_by_minute_and_part(fleet):
         rows = {row.device: row for row in connection.execute(select(evidence))}
         places = connection.execute(select(minutes.c.minute).where(minutes.c.slice == "")).all()
     assert (rows["eu-1"].compared, rows["us-1"].compared) == (100, 30)
-    assert Shown.from_bytes(rows["eu-1"].figures).pair.counts.compared == 100
+    assert Shown.from_bytes(rows["eu-1"].figures).counts.compared == 100
     assert len(places) == 2
     total, figures = summed(fleet)
     assert (total, figures.counts.compared, figures.confusion) == (3, 130, {("cat", "dog"): 3})
@@ -391,6 +392,106 @@ def test_what_a_device_shows_comes_back_from_bytes(parts):
         counts=Counts(seen=10, compared=5, agreed=4), live=Side(Sketch.of(1.0)), confusion={("a", "ü"): 1}
     )
     for part in parts:
-        shown = shown.with_figures(part, figures)
-    assert Shown.from_bytes(shown.to_bytes()) == shown
-    assert shown.pair.counts.compared == 5 * parts.count("pair")
+        shown.add(part, tree(figures))
+    back = Shown.from_bytes(shown.to_bytes())
+    for part in ("pair", "serving", "before"):
+        assert getattr(back, part).to_figures() == getattr(shown, part).to_figures().shortened(0)
+    assert repr(back.observations()) == repr(shown.observations())
+    assert back.counts.compared == 5 * parts.count("pair")
+    assert back.before.to_figures().counts == Counts()
+
+
+# Sums
+
+COUNT = st.one_of(st.integers(0, 20), st.integers(MAX_COUNT - 2, MAX_COUNT))
+SOME = st.one_of(st.integers(1, 20), st.integers(MAX_COUNT - 2, MAX_COUNT))
+BINS = st.dictionaries(
+    st.one_of(st.integers(-3, 3), st.sampled_from([FIRST_BIN, LAST_BIN])), SOME, max_size=4
+)
+SKETCHES = st.builds(Sketch, BINS, COUNT, BINS)
+SIDES = st.builds(Side, SKETCHES, SKETCHES)
+LABELS = st.sampled_from(["a", "b", "ü", ""])
+NUMBERS = st.floats(-1e6, 1e6)
+MOMENTS = st.just(Moments()) | st.builds(
+    Moments, st.integers(1, 50), NUMBERS, st.floats(0, 1e9), NUMBERS, NUMBERS
+)
+
+
+@st.composite
+def drawn_figures(draw: Any) -> Figures:
+    compared, agreed = sorted((draw(COUNT), draw(COUNT)), reverse=True)
+    tried, same = sorted((draw(COUNT), draw(COUNT)), reverse=True)
+    return Figures(
+        Counts(seen=draw(COUNT), compared=compared, agreed=agreed, died=draw(COUNT)),
+        draw(SKETCHES),
+        draw(st.dictionaries(st.tuples(LABELS, LABELS), SOME, max_size=4)),
+        draw(COUNT),
+        draw(SIDES),
+        draw(SIDES),
+        Noise(tried, same, draw(SKETCHES), draw(SKETCHES)),
+        draw(st.dictionaries(st.sampled_from(["image", "sound"]), st.builds(Drift, MOMENTS, SKETCHES))),
+    )
+
+
+def tree(figures: Figures, seconds: float = 1.0) -> Any:
+    """As a device posts it."""
+    window = Window("0" * 32, BASELINE, RELEASE, "classification", 1, seconds, figures)
+    return json.loads(window.to_json())
+
+
+@settings(max_examples=25)
+@given(st.lists(drawn_figures(), max_size=5))
+def test_a_sum_is_what_its_figures_merge_to(several):
+    found, merged = Sum(), Figures()
+    for each in several:
+        found.add(tree(each))
+        merged = merged.merged(each)
+    assert found.to_figures() == merged
+    assert (found.windows, found.seconds) == (len(several), float(len(several)))
+
+
+@settings(max_examples=25)
+@given(drawn_figures(), drawn_figures(), st.integers(1, 9))
+def test_a_sum_adds_sums_in_any_order_and_changes_none_of_them(one, other, windows):
+    sums = []
+    for each in ((one, other), (other, one)):
+        found = Sum()
+        for figures in each:
+            part = Sum()
+            part.add(tree(figures), windows)
+            found.add(part.tree(), part.windows)
+            assert part.to_figures() == figures
+        sums.append(found)
+    assert sums[0].to_figures() == sums[1].to_figures() == one.merged(other)
+    assert sums[0].windows == 2 * windows
+
+
+@settings(max_examples=25)
+@given(st.lists(drawn_figures(), min_size=1, max_size=4))
+def test_a_sum_is_kept_as_a_window_that_keeps_the_contract(several):
+    found = Sum()
+    for each in several:
+        found.add(tree(each))
+    window = unpacked(found.to_bytes(live=BASELINE, candidate=RELEASE, began_s=60))
+    assert window.figures == found.to_figures()
+    assert (window.live, window.candidate, window.began_s) == (BASELINE, RELEASE, 60)
+
+
+def test_a_device_that_makes_up_names_and_counts_leaves_a_sum_that_can_be_read():
+    wide = Sketch(dict.fromkeys(range(FIRST_BIN, LAST_BIN + 1), MAX_COUNT), MAX_COUNT)
+    found = Sum()
+    for number in range(100):
+        figures = Figures(
+            confusion={(chr(0x10000 + number) * 4096, f"{label}"): MAX_COUNT for label in range(8)}
+            | {(f"{number}", f"{label}"): MAX_COUNT for label in range(8)},
+            other_pairs=MAX_COUNT,
+            inputs={f"{number} " + chr(0x10000) * 4000: Drift(Moments(1), wide)},
+        )
+        found.add(tree(figures, 1e150))
+    window = unpacked(found.to_bytes(live=BASELINE, candidate=RELEASE, began_s=0))
+    assert len(window.figures.confusion) == MAX_PAIRS
+    assert len(window.figures.inputs) == MAX_INPUTS
+    assert window.figures.other_pairs == MAX_COUNT
+    shown = Shown()
+    shown.add("pair", found.tree())
+    assert Shown.from_bytes(shown.to_bytes()).counts == Counts()

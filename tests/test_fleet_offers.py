@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import insert
 
 from edgekit.fleet import offers, publication
-from edgekit.fleet.storage.tables import channels, devices
+from edgekit.fleet.storage.tables import channels, devices, versions
 from edgekit_runtime.agent.fetch import fetch
 from edgekit_runtime.agent.transport import Answer
 from edgekit_runtime.deltas import index_path
@@ -129,3 +129,20 @@ def test_another_server_that_holds_the_lease_makes_them(world: World) -> None:
     world.propose("1.1.0", weights(1, 500))
     assert world.fleet.database.lease(offers.LEASE, "other", 60)
     assert offers.Maker(world.fleet, "me").act() == 0
+
+
+def test_a_version_that_cannot_be_read_takes_no_delta_from_the_others(world: World, caplog) -> None:
+    old = world.release("1.0.0", weights(0))
+    settle(world, old)
+    world.propose("1.1.0", weights(1, 500))
+    with world.fleet.database.writing() as connection:
+        connection.execute(
+            insert(versions).values(
+                id="f" * 64, model="größe", version="0.9", state="signed", size_bytes=1, release="{}", manifest={},
+                report={}, lineage={}, published_s=1, published_by="me",
+            )
+        )  # fmt: skip
+    maker = offers.Maker(world.fleet, "me")
+    assert maker.act() == 1
+    assert maker.act() == 0
+    assert [record.message for record in caplog.records if "ffff" in record.message] != []

@@ -57,10 +57,13 @@ def looked(
     after_s: float = 60.0,
     devices: int = 1000,
     taken: int | None = None,
+    meant: int = 20,
 ) -> Step:
     now_s = (rollout.looked_s or NOW_S) + after_s
     taken = devices if taken is None else taken
-    return look(rollout, verdicts(outcome), devices=devices, taken=taken, now_s=now_s)
+    return look(
+        rollout, verdicts(outcome, meant=meant, told=meant), devices=devices, taken=taken, now_s=now_s
+    )
 
 
 def through(rollout: Rollout, outcome: str = PASS, most: int = 500, *, devices: int = 1000) -> list[Step]:
@@ -139,10 +142,17 @@ def test_time_in_a_pause_does_not_count() -> None:
 def test_the_first_devices_are_few_and_twice_as_many_follow_once_half_have_it() -> None:
     rollout = begun(replace(PLAN, stages=(100.0,)), devices=100_000)
     assert rollout.shadow_bound == 1000
-    waiting = looked(rollout, HOLD, devices=100_000, taken=40)
+    waiting = looked(rollout, HOLD, devices=100_000, taken=49, meant=100)
     assert waiting.rollout.shadow_bound == 1000
-    grown = looked(rollout, HOLD, devices=100_000, taken=60)
+    grown = looked(rollout, HOLD, devices=100_000, taken=50, meant=100)
     assert (grown.kind, grown.rollout.shadow_bound) == ("grown", 2000)
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 2])
+def test_it_grows_by_the_devices_that_were_drawn_and_not_by_how_many_were_to_be_expected(drawn: int) -> None:
+    rollout = begun(replace(PLAN, first_devices=5), devices=1000)
+    assert rollout.shadow_bound == bound_of(0.5)
+    assert looked(rollout, HOLD, taken=drawn, meant=drawn).rollout.shadow_bound == bound_of(1)
 
 
 def test_a_shadow_grows_beyond_its_stage_where_its_devices_are_too_few_but_serves_nobody() -> None:

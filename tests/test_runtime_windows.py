@@ -36,7 +36,7 @@ def figures(draw: st.DrawFn) -> Figures:
     for difference in draw(st.lists(st.one_of(st.none(), differences()), max_size=6)):
         gathered.took(draw(st.floats(0.001, 100)), 2.0)
         gathered.compared(difference)
-        gathered.noise(difference)
+        gathered.noise(difference, draw(st.floats(0.001, 100)))
         gathered.looked_at("größe", np.array(draw(st.lists(NUMBERS, max_size=5)), np.float64))
     return gathered.figures()
 

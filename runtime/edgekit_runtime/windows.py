@@ -102,11 +102,14 @@ class Noise:
         compared: how often.
         agreed: answers that were the same for the task.
         distance: between the answers.
+        latency_ms: milliseconds of the copy of the live version, which runs where the candidate runs: in the same
+            process, at the same priority. Beside it the candidate's latency says something of the candidate.
     """
 
     compared: int = 0
     agreed: int = 0
     distance: Sketch = field(default_factory=Sketch)
+    latency_ms: Sketch = field(default_factory=Sketch)
 
     def __post_init__(self) -> None:
         check_whole("compared", self.compared, 0, MAX_COUNT)
@@ -118,6 +121,7 @@ class Noise:
             total(self.compared, other.compared),
             total(self.agreed, other.agreed),
             self.distance.merged(other.distance),
+            self.latency_ms.merged(other.latency_ms),
         )
 
 
@@ -194,7 +198,7 @@ class Figures:
         ordered = sorted(self.confusion.items(), key=lambda item: (-item[1], item[0]))
         rest = sum(count for _, count in ordered[pairs:])
         return Figures(
-            self.counts, self.distance, dict(ordered[:pairs]), self.other_pairs + rest,
+            self.counts, self.distance, dict(ordered[:pairs]), total(self.other_pairs, rest),
             self.live, self.candidate, self.noise, self.inputs,
         )  # fmt: skip
 
@@ -259,6 +263,7 @@ class Window:
                 "compared": figures.noise.compared,
                 "agreed": figures.noise.agreed,
                 "distance": figures.noise.distance.to_tree(),
+                "latency_ms": figures.noise.latency_ms.to_tree(),
             },
             "inputs": {
                 name: {"moments": drift.moments.to_tree(), "values": drift.values.to_tree()}
@@ -296,13 +301,13 @@ def _side_tree(side: Side) -> dict[str, Any]:
 
 def _figures(top: Fields) -> Figures:
     sides = Fields(top.take("sides"), "sides", required=("live", "candidate"))
-    noise = Fields(top.take("noise"), "noise", required=("compared", "agreed", "distance"))
+    noise = Fields(top.take("noise"), "noise", required=("compared", "agreed", "distance", "latency_ms"))
     pairs = top.each("confusion", _pair)
     confusion = dict(pairs)
     if len(confusion) < len(pairs):
         raise ContractError("confusion", "a pair that stands there twice", "each pair of labels once")
     inputs = {name: _drift(value, f"inputs.{name}") for name, value in top.mapping("inputs").items()}
-    apart = Sketch.from_tree(noise.take("distance"), "noise.distance")
+    apart, took = (Sketch.from_tree(noise.take(key), f"noise.{key}") for key in ("distance", "latency_ms"))
     return Figures(
         _counts(top.take("counts")),
         Sketch.from_tree(top.take("distance"), "distance"),
@@ -310,7 +315,7 @@ def _figures(top: Fields) -> Figures:
         top.whole("other_pairs"),
         _side(sides.take("live"), "sides.live"),
         _side(sides.take("candidate"), "sides.candidate"),
-        within("noise", lambda: Noise(noise.whole("compared"), noise.whole("agreed"), apart)),
+        within("noise", lambda: Noise(noise.whole("compared"), noise.whole("agreed"), apart, took)),
         inputs,
     )
 

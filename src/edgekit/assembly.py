@@ -50,6 +50,8 @@ GOLDEN_FILES: Final = {
     DYNAMIC: "golden-dynamic-{format}.npz",
     WEIGHTS: "golden-weights.npz",
 }
+# Metrics of a first choice among classes.
+CLASS_METRICS: Final = frozenset({"top1", "f1"})
 GOLDEN_SAMPLES: Final = 32
 # The golden inputs travel to every device.
 GOLDEN_BYTES: Final = 4_000_000
@@ -106,7 +108,7 @@ def write_bundle(
     with assemble(out) as folder:
         for j in judged.values():
             _copy(j.saved.path, folder / j.saved.path.name)
-        write_manifest(folder, _manifest(name, made, inputs, provenance))
+        write_manifest(folder, _manifest(name, made, inputs, metric, provenance))
         for file, j in {_golden_file(j): j for j in judged.values()}.items():
             allowed = max(other.proof.max_allowed for other in judged.values() if _golden_file(other) == file)
             write_golden(folder, _golden(j.variant.program, j.saved.format, inputs, allowed), file)
@@ -150,7 +152,9 @@ def _golden(program: QuantizedProgram, format: str, inputs: Inputs, allowed: flo
     )
 
 
-def _manifest(name: str, made: Attempt, inputs: Inputs, provenance: Provenance) -> contract.Manifest:
+def _manifest(
+    name: str, made: Attempt, inputs: Inputs, metric: Metric, provenance: Provenance
+) -> contract.Manifest:
     recipe, judged, source = made.recipe, made.judged, made.shrunk.program
     specs = [
         tuple(
@@ -168,7 +172,7 @@ def _manifest(name: str, made: Attempt, inputs: Inputs, provenance: Provenance) 
         inputs=specs[0],
         outputs=specs[1],
         artifacts=tuple(_artifact(j, recipe) for j in judged.values()),
-        task=recipe.model.task,
+        task=recipe.model.task or _task(metric, specs[1]),
         labels=recipe.model.labels or inputs.labels,
         preprocessing=dict(recipe.preprocessing),
         compatibility=contract.Compatibility(
@@ -180,6 +184,12 @@ def _manifest(name: str, made: Attempt, inputs: Inputs, provenance: Provenance) 
         # Neither the command nor a path: the same model, recipe and data give the same bytes anywhere.
         provenance={k: v for k, v in asdict(provenance).items() if k != "command"},
     )
+
+
+def _task(metric: Metric, outputs: Sequence[contract.TensorSpec]) -> str:
+    """What a model does whose recipe does not say: who judges it by its first choice has a classifier."""
+    scores = len(outputs) == 1 and len(outputs[0].shape) == 2
+    return "classification" if scores and metric.name in CLASS_METRICS else ""
 
 
 def _minimum_runtime(judged: Judged) -> str:

@@ -13,6 +13,7 @@ from edgekit.fleet.access import Actor, make_token
 from edgekit.fleet.client import Client, Place
 from edgekit.fleet.server import api_routes
 from edgekit.fleet.server.app import ROUTERS, create_app
+from edgekit.fleet.server.lines import BoundedLine
 from support.fleets import World
 
 OWNER = Actor("owner", "admin")
@@ -35,7 +36,7 @@ def serving(world: World) -> Iterator[str]:
         log_level="error",
         access_log=False,
         timeout_graceful_shutdown=1,
-        http="httptools",
+        http=BoundedLine,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

@@ -20,6 +20,7 @@ from edgekit.fleet.context import Fleet
 from edgekit.fleet.enrolment import enrol, make_code
 from edgekit.fleet.rollouts import Plan, Rollout
 from edgekit.fleet.server.app import create_app
+from edgekit.fleet.server.lines import BoundedLine
 from edgekit.fleet.settings import Settings
 from edgekit.fleet.storage.blobs import open_blobs
 from edgekit.fleet.storage.database import Database
@@ -147,7 +148,7 @@ def serving(fleet: Fleet) -> Iterator[str]:
     """Its address, while a real server answers on it."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        create_app(fleet), http="httptools", lifespan="on", log_level="error", access_log=False
+        create_app(fleet), http=BoundedLine, lifespan="on", log_level="error", access_log=False
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -75,7 +75,7 @@ class Gathered:
         self._counts: Counter[str] = Counter()
         self._pairs: Counter[tuple[str, str]] = Counter()
         self._other_pairs = 0
-        self._distance, self._noise_distance = Bins(), Bins()
+        self._distance, self._noise_distance, self._noise_ms = Bins(), Bins(), Bins()
         self._noise = Counter[str]()
         self._latency = {"live": Bins(), "candidate": Bins()}
         self._confidence = {"live": Bins(), "candidate": Bins()}
@@ -130,9 +130,10 @@ class Gathered:
                 self._other_pairs += self._pairs.total() - sum(kept.values())
                 self._pairs = Counter(kept)
 
-    def noise(self, difference: Difference | None) -> None:
+    def noise(self, difference: Difference | None, took_ms: float) -> None:
         """A sample that the live version answered twice."""
         self._noise["compared"] += 1
+        self._noise_ms.add(took_ms)
         if difference is not None:
             self._noise["agreed"] += difference.agreed
             self._noise_distance.add(difference.distance)
@@ -146,7 +147,7 @@ class Gathered:
             self._other_pairs,
             self._side("live"),
             self._side("candidate"),
-            Noise(self._noise["compared"], self._noise["agreed"], self._noise_distance.sketch()),
+            Noise(self._noise["compared"], self._noise["agreed"], self._noise_distance.sketch(), self._noise_ms.sketch()),
             {name: Drift(self._moments[name], values.sketch()) for name, values in self._values.items()},
         ).shortened(MAX_PAIRS)
 

@@ -186,6 +186,9 @@ class Worker:
         for name, values in inputs.items():
             self._gathered.looked_at(name, values)
         self._samples += 1
+        if self._live is not None and self._samples % self._settings.noise_every == 0:
+            # Before the candidate, which mostly runs first after a pause, too: whoever runs second finds caches warm.
+            self._measure_noise(self._live, inputs, live)
         began = time.perf_counter()
         try:
             with self._busy(ring.BUSY_SINCE):
@@ -210,10 +213,9 @@ class Worker:
         self._counters[ring.COMPARED] += np.uint64(1)
         self._counters[ring.AGREED] += np.uint64(difference is not None and difference.agreed)
         self._counters[ring.NANS] += np.uint64(finite[0] and not finite[1])
-        if self._live is not None and self._samples % self._settings.noise_every == 0:
-            self._measure_noise(self._live, inputs, live)
 
     def _measure_noise(self, model: Model, inputs: dict[str, Array], live: Answer) -> None:
+        began = time.perf_counter()
         try:
             with self._busy(ring.NOISE_SINCE):
                 again = self._answer(model, inputs)
@@ -222,8 +224,9 @@ class Worker:
             log.warning("the copy of the live version failed", exc_info=True)
             self._live = None
             return
+        took_ms = 1e3 * (time.perf_counter() - began)
         both = all_finite(live) and all_finite(again)
-        self._gathered.noise(self._difference(live, again) if both else None)
+        self._gathered.noise(self._difference(live, again) if both else None, took_ms)
 
     def _busy(self, counter: int) -> AbstractContextManager[None]:
         return busy(self._counters, counter, self._settings.hung_s)

@@ -11,13 +11,16 @@ import threading
 from dataclasses import dataclass
 from typing import Final
 
+from sqlalchemy import exists, select, update
+
 from edgekit.fleet import publication, rollouts
 from edgekit.fleet.context import Fleet
 from edgekit.fleet.errors import ConflictError, FleetError, UnavailableError
 from edgekit.fleet.gates import judged
 from edgekit.fleet.merging import cohort_size, evidence_of
-from edgekit.fleet.rollouts import Step
+from edgekit.fleet.rollouts import LONGEST_TICK_S, Step
 from edgekit.fleet.steering import CONDUCTOR, looked, opened, read, taken
+from edgekit.fleet.storage.tables import devices
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +54,7 @@ def act(fleet: Fleet, holder: str) -> Acted:
         return Acted(held=False)
     steps: list[Step] = []
     failures: list[FleetError] = []
+    set_right(fleet)
     with fleet.database.reading() as connection:
         ids = opened(connection)
     for each in ids:
@@ -76,6 +80,19 @@ def act(fleet: Fleet, holder: str) -> Acted:
     return Acted(True, tuple(steps), tuple(failures))
 
 
+def set_right(fleet: Fleet) -> None:
+    """Let what was heard by a clock that ran ahead be heard now: a device would else not fall silent for years."""
+    now_s = int(fleet.now())
+    ahead = devices.c.seen_s > now_s + LONGEST_TICK_S
+    with fleet.database.reading() as connection:
+        if not connection.scalar(select(exists().where(ahead))):
+            return
+    log.warning("devices were heard of after %d, which is now: a clock ran ahead", now_s)
+    fleet.database.write(
+        lambda connection: connection.execute(update(devices).where(ahead).values(seen_s=now_s))
+    )
+
+
 def look(fleet: Fleet, rollout_id: str) -> Step:
     """Look at one rollout, and write what comes of it.
 
@@ -86,10 +103,10 @@ def look(fleet: Fleet, rollout_id: str) -> Step:
     with fleet.database.reading() as connection:
         rollout, revision = read(connection, rollout_id)
         evidence = evidence_of(connection, rollout, now_s, fleet.settings)
-        devices = cohort_size(connection, rollout, now_s, fleet.settings)
+        size = cohort_size(connection, rollout, now_s, fleet.settings)
     plan = rollout.plan
     verdicts = judged(evidence, plan.limits, mode=plan.mode, phase=rollout.phase)
-    step = rollouts.look(rollout, verdicts, devices=devices, taken=evidence.taken, now_s=now_s)
+    step = rollouts.look(rollout, verdicts, devices=size, taken=evidence.taken, now_s=now_s)
 
     with fleet.database.writing() as connection:
         taken(connection, step, revision, verdicts, CONDUCTOR, now_s)

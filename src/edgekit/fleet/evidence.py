@@ -59,7 +59,10 @@ class Observation:
             agreement=1 - max(0.0, apart - floor),
             errors=counts.errors / tried if tried else 0.0,
             nans=max(0, counts.nans - counts.live_nans) / counts.compared if counts.compared else 0.0,
-            latency_ratio=_ratio(figures.candidate.latency_ms, figures.live.latency_ms),
+            # At the same priority, in the same process; where no copy ran there, as it serves.
+            latency_ratio=_ratio(
+                figures.candidate.latency_ms, noise.latency_ms if noise.latency_ms.n else figures.live.latency_ms
+            ),
             samples=tried,
         )
 

@@ -269,13 +269,15 @@ def _parts(
     members = [np.ones(len(first), dtype=bool), *(each.members[known] for _, each in slices)]
     above = _log_capital(first, members[:1], bar)
     below = _log_capital(1 - first, members, 1 - bar)
+    # Where it does not run it shows nothing, and the gate on failures counts it.
+    running = evidence.meant - int(evidence.outcomes.sum())
     # Half of the chance is for the whole, half for all slices together, those that are too small yet included.
     shares = [1 / 2 if named else 1.0, *(1 / 2 / len(named) for _ in slices)]
     return [
         _Part(name, now[flags], max(meant, int(flags.sum())), float(above[0]), float(log), setting.stop_alpha * share)
         for name, meant, flags, log, share in zip(
             ["", *(name for name, _ in slices)],
-            [evidence.meant, *(each.meant for _, each in slices)],
+            [running, *(each.meant for _, each in slices)],
             members, below, shares, strict=True,
         )
     ]  # fmt: skip
@@ -290,8 +292,10 @@ def _failing(measure: _Measure, part: _Part, bar: float, allowed: float) -> str:
     said = f"{measure.says} {measure.told(mean):.4g}{f' where {part.name}' if part.name else ''} on {n}"
     if part.below >= -math.log(part.stop_alpha) and mean < bar:
         return f"{said} devices"
+    # A limit that is itself far from perfect leaves no room for so many times; there most of what is left will do.
+    slack = min((GROSS - 1) * allowed, 2 / 3 * bar)
     # What the others show can at best be perfect.
-    if float(part.now.sum()) + part.meant - n < (bar - (GROSS - 1) * allowed) * part.meant:
+    if float(part.now.sum()) + part.meant - n < (bar - slack) * part.meant:
         return f"{said} of {part.meant} devices"
     return ""
 
@@ -299,7 +303,7 @@ def _failing(measure: _Measure, part: _Part, bar: float, allowed: float) -> str:
 def _passing(whole: _Part, bar: float, setting: Setting) -> tuple[str, str]:
     n, meant = len(whole.now), whole.meant
     least = min(setting.limits.devices, meant)
-    if n < least:
+    if not n or n < least:
         return HOLD, f"{n} of {meant} devices; at least {least} have to show enough"
     if n >= COVERED * meant and float(whole.now.mean()) >= bar:
         return PASS, f"on {n} of {meant} devices"

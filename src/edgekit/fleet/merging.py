@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sqlalchemy import Connection, and_, func, select, update
@@ -29,13 +29,12 @@ from edgekit.fleet.belonging import (
 )
 from edgekit.fleet.context import Fleet
 from edgekit.fleet.errors import ConflictError, FleetError, UnavailableError
-from edgekit.fleet.figures import Judged, Shown, added, packed, unpacked
+from edgekit.fleet.figures import Judged, Shown, Sum, tree_of
 from edgekit.fleet.observed import TOTAL, TOTAL_MINUTE, cohort_size, evidence_of
 from edgekit.fleet.rollouts import Rollout
 from edgekit.fleet.storage.database import upsert
 from edgekit.fleet.storage.tables import devices, evidence, leases, minutes, windows
 from edgekit_runtime.policies import bucket_of
-from edgekit_runtime.windows import Window
 
 __all__ = ["LEASE", "Merger", "cohort_size", "evidence_of", "merge"]
 
@@ -62,23 +61,20 @@ class _Piece:
         part: of `Shown`.
         device: id.
         labels: of the device.
+        live: release that served.
+        candidate: the one beside it, or the same.
         received_s: seconds since 1970 by the server's clock.
-        window: of all of them.
-        windows: how many.
+        sum: of the windows.
     """
 
     rollout: Rollout
     part: str
     device: str
     labels: Mapping[str, str]
+    live: str
+    candidate: str
     received_s: int
-    window: Window
-    windows: int = 0
-
-    def add(self, window: Window) -> None:
-        if self.windows:
-            self.window = added(self.window, window.figures, window.seconds)
-        self.windows += 1
+    sum: Sum = field(default_factory=Sum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,11 +212,14 @@ def _part(row: Any, device: Any, found: Rollouts, pieces: dict[tuple[Any, ...], 
         parts += [(each, "before") for each in found.with_baseline(row.live, device.channel, device.labels)]
     if not parts:
         return
-    window = unpacked(row.document)
+    tree = tree_of(row.document)
     for rollout, part in parts:
         key = (rollout.id, part, row.device, row.live, row.candidate, row.received_s // 60)
-        piece = _Piece(rollout, part, row.device, device.labels, row.received_s, window)
-        pieces.setdefault(key, piece).add(window)
+        if key not in pieces:
+            pieces[key] = _Piece(
+                rollout, part, row.device, device.labels, row.live, row.candidate, row.received_s
+            )
+        pieces[key].sum.add(tree)
 
 
 def _evidence(connection: Connection, pieces: Sequence[_Piece]) -> list[dict[str, Any]]:
@@ -244,8 +243,9 @@ def _evidence(connection: Connection, pieces: Sequence[_Piece]) -> list[dict[str
         if each.part != "before":
             # A window of the release shows that the device took it, whatever became of its status.
             row["accepted_s"] = row["accepted_s"] or each.received_s
-        before = shown[key] if key in shown else Shown.from_bytes(row["figures"])
-        shown[key] = before.with_figures(each.part, each.window.figures)
+        if key not in shown:
+            shown[key] = Shown.from_bytes(row["figures"])
+        shown[key].add(each.part, each.sum.tree())
     by_id = {each.rollout.id: each.rollout for each in pieces}
     for key, found in shown.items():
         _judge(by_id[key[0]], rows[key], found, places)
@@ -263,56 +263,51 @@ def _judge(rollout: Rollout, row: dict[str, Any], shown: Shown, places: dict[str
         tree[part] = Judged(place, first, now).to_tree()
         row["place"] = max(row["place"], place)
     tree["fault"] = shown.fault
-    counts = shown.pair.counts
+    counts = shown.counts
     row.update(first=tree, compared=counts.compared, agreed=counts.agreed)
-
-
-@dataclass
-class _Sums:
-    """Windows that are added up, and how many, by what they are of."""
-
-    rows: dict[Minute, tuple[Window, int]] = field(default_factory=dict)
-
-    def add(self, key: Minute, window: Window, windows: int) -> None:
-        if key in self.rows:
-            before, count = self.rows[key]
-            self.rows[key] = added(before, window.figures, window.seconds), count + windows
-        else:
-            self.rows[key] = replace(window, began_s=key[-1] * 60), windows
 
 
 def _minutes(connection: Connection, pieces: Sequence[_Piece], names: frozenset[str]) -> list[dict[str, Any]]:
     """Rows of the minutes, stages and parts of the fleet that the pieces are of, with the pieces in them."""
-    # Devices with the same labels are added up before they are told apart by each of them.
-    alike: dict[tuple[str, ...], _Sums] = {}
+    sums: dict[Minute, Sum] = {}
+    for (slices, key), found in _alike(pieces, names).items():
+        rollout, stage, _, live, candidate, minute = key
+        tree = found.tree()
+        for name in ("", *slices):
+            sums.setdefault((rollout, stage, name, live, candidate, minute), Sum()).add(tree, found.windows)
+        total = (rollout, stage, TOTAL, live, candidate, TOTAL_MINUTE)
+        sums.setdefault(total, Sum()).add(tree, found.windows)
+    if not sums:
+        return []
+    query = select(minutes).where(
+        minutes.c.rollout.in_(sorted({key[0] for key in sums})),
+        minutes.c.minute.in_(sorted({key[-1] for key in sums})),
+    )
+    for row in connection.execute(query).mappings():
+        key = tuple(row[name] for name in _MINUTE)
+        if key in sums:
+            sums[key].add(tree_of(row["figures"]), row["windows"])
+    return [
+        {
+            **dict(zip(_MINUTE, key, strict=True)),
+            "windows": found.windows,
+            "figures": found.to_bytes(live=key[3], candidate=key[4], began_s=key[5] * 60),
+        }
+        for key, found in sums.items()
+    ]
+
+
+def _alike(pieces: Sequence[_Piece], names: frozenset[str]) -> dict[tuple[tuple[str, ...], Minute], Sum]:
+    """Sums of devices with the same labels, which are added up before they are told apart by each label."""
+    found: dict[tuple[tuple[str, ...], Minute], Sum] = {}
     for each in pieces:
         if each.part != "before":
-            rollout, window = each.rollout, each.window
+            rollout = each.rollout
             stage = stage_of(rollout, bucket_of(rollout.salt, each.device))
-            key = (rollout.id, stage, "", window.live, window.candidate, each.received_s // 60)
+            key = (rollout.id, stage, "", each.live, each.candidate, each.received_s // 60)
             slices = tuple(f"{name}={value}" for name, value in sorted(each.labels.items()) if name in names)
-            alike.setdefault(slices, _Sums()).add(key, window, each.windows)
-    sums = _Sums()
-    for slices, found in alike.items():
-        for (rollout_id, stage, _, live, candidate, minute), (window, count) in found.rows.items():
-            for name in ("", *slices):
-                sums.add((rollout_id, stage, name, live, candidate, minute), window, count)
-            sums.add((rollout_id, stage, TOTAL, live, candidate, TOTAL_MINUTE), window, count)
-    if not sums.rows:
-        return []
-    for row in connection.execute(
-        select(minutes).where(
-            minutes.c.rollout.in_(sorted({key[0] for key in sums.rows})),
-            minutes.c.minute.in_(sorted({key[-1] for key in sums.rows})),
-        )
-    ).mappings():
-        key = tuple(row[name] for name in _MINUTE)
-        if key in sums.rows:
-            sums.add(key, unpacked(row["figures"]), row["windows"])
-    return [
-        {**dict(zip(_MINUTE, key, strict=True)), "windows": count, "figures": packed(window)}
-        for key, (window, count) in sums.rows.items()
-    ]
+            found.setdefault((slices, key), Sum()).add(each.sum.tree(), each.sum.windows)
+    return found
 
 
 _MINUTE: Final = ("rollout", "stage", "slice", "live", "candidate", "minute")

@@ -150,7 +150,9 @@ def _outcomes(
 def _outcome(rollout: Rollout, device: _Device, now_s: float, patience_s: float) -> tuple[str, bool]:
     """Why the release failed on a device, "" where it did not; and whether it did well."""
     row = device.row
-    silent = SILENT if now_s - max(row.heard_s, device.seen_s) > patience_s else ""
+    # A time that is still to come is of a clock that ran ahead.
+    heard_s = max((each for each in (row.heard_s, device.seen_s) if each <= now_s), default=now_s)
+    silent = SILENT if now_s - heard_s > patience_s else ""
     if rollout.phase == SHADOW:
         matured = row.first.get("pair", {}).get("place", 0) > 0
         return row.failed or row.first.get("fault", "") or silent, matured
@@ -201,12 +203,13 @@ def _confidences(connection: Connection, rollout: Rollout) -> tuple[Sketch, Sket
 def _unwatched_s(connection: Connection, rollout: Rollout, now_s: float) -> float:
     """Seconds lately in which no server looked: devices could not be heard of, which is not their silence."""
     since_s = now_s - 2 * rollout.plan.patience_s - LONGEST_TICK_S
-    of_rollout = select(looks.c.at_s).where(looks.c.rollout == rollout.id)
-    before = connection.scalar(
-        of_rollout.where(looks.c.at_s < since_s).order_by(looks.c.at_s.desc()).limit(1)
-    )
-    within = connection.scalars(of_rollout.where(looks.c.at_s >= since_s).order_by(looks.c.at_s))
-    times = [int(at_s) for at_s in (*(() if before is None else (before,)), *within)]
+    # In the order in which they were made, as a clock may be set back; what a clock that ran ahead wrote is left out.
+    made = select(looks.c.id, looks.c.at_s).where(looks.c.rollout == rollout.id, looks.c.at_s <= now_s)
+    before = connection.execute(
+        made.where(looks.c.at_s < since_s).order_by(looks.c.id.desc()).limit(1)
+    ).one_or_none()
+    within = made.where(looks.c.id > (before.id if before else 0)).order_by(looks.c.id)
+    times = [int(row.at_s) for row in (*((before,) if before else ()), *connection.execute(within))]
     if not times:
         return 0.0
     gaps = [after - before for before, after in zip(times, [*times[1:], now_s], strict=True)]

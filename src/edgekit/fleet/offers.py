@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -72,12 +73,13 @@ def wanted(connection: Connection) -> list[Pair]:
     )
     run = dict.fromkeys([*settled, *(row.live for row in connection.execute(live.limit(100)))])
     opened = set(connection.scalars(select(rollouts.c.release).where(rollouts.c.state.in_(OPEN))))
-    known = {row.id: (row.model, Release.from_json(row.release)) for row in rows}
+    read = ((row, _release(row.id, row.release)) for row in rows)
+    known = {row.id: (row.model, release) for row, release in read if release is not None}
     found: list[Pair] = []
     for model in dict.fromkeys(row.model for row in rows):
         bases = [known[each][1] for each in run if each in known and known[each][0] == model][:MOST_BASES]
-        newest = [row.id for row in rows if row.model == model][:MOST_NEW]
-        for each in dict.fromkeys([*(r.id for r in rows if r.model == model and r.id in opened), *newest]):
+        ids = [each for each, (of, _) in known.items() if of == model]
+        for each in dict.fromkeys([*(each for each in ids if each in opened), *ids[:MOST_NEW]]):
             found += [pair for base in bases for pair in pairs(known[each][1], base)]
     return list(dict.fromkeys(found))
 
@@ -92,6 +94,16 @@ def pairs(new: Release, base: Release) -> Iterator[Pair]:
             and deltas.LEAST_BYTES < file.size_bytes <= deltas.MAX_BYTES
         ):
             yield Pair(file.sha256, before.sha256)
+
+
+@lru_cache(maxsize=1024)
+def _release(version: str, document: str) -> Release | None:
+    """The release of a version; None, and told once, where it is none: versions beside it have deltas still."""
+    try:
+        return Release.from_json(document)
+    except ContractError as error:
+        log.warning("no deltas to or from version %s: %s", version[:16], error)
+        return None
 
 
 def make(blobs: Blobs, pair: Pair) -> Offer | None:

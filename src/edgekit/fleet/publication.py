@@ -14,6 +14,7 @@ import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Final
 
 from sqlalchemy import Connection, select
@@ -31,6 +32,7 @@ from edgekit.fleet.trust.step import Change
 from edgekit_runtime.agent.fetch import release_path
 from edgekit_runtime.policies import BUCKETS, LIVE, Policy, Rule
 from edgekit_runtime.strict_json import ContractError
+from edgekit_runtime.trusted_time import TIME_FORMAT
 
 log = logging.getLogger(__name__)
 
@@ -44,14 +46,16 @@ def publish(fleet: Fleet) -> bool:
         Whether anything was written.
 
     Raises:
-        ConflictError: a channel names a version that is not signed, and keeps its policy; all others are published.
+        ConflictError: a channel names a version that is not signed, and keeps its policy; all others are published. Or
+            what people signed has expired by the clock of this server.
         InvalidError: a key of the server is missing, or something published is not what it should be.
         UnavailableError: database or blobs do not answer.
     """
-    documents = signing.documents_of(fleet)
+    documents, now = signing.documents_of(fleet), signing.moment(fleet)
     refused: dict[str, str] = {}
 
     def decide(published: Published) -> Change:
+        _check_time(published, now)
         with fleet.database.reading() as connection:
             wanted = rules_of(connection)
         refused.clear()
@@ -60,7 +64,7 @@ def publish(fleet: Fleet) -> bool:
 
     before = documents.read(TIMESTAMP)
     signing.follow(fleet)
-    after = publishing.publish(documents, signing.online_of(fleet), decide, signing.moment(fleet))
+    after = publishing.publish(documents, signing.online_of(fleet), decide, now)
     if refused:
         channel, why = min(refused.items())
         raise ConflictError(
@@ -72,6 +76,21 @@ def publish(fleet: Fleet) -> bool:
             code="policy",
         )
     return after.content != before
+
+
+def _check_time(published: Published, now: datetime) -> None:
+    """Sign nothing for a time at which devices would refuse all of it.
+
+    A clock that jumped years ahead would else be vouched for, and devices and servers would have to live with that.
+    """
+    for name, metadata in (("root", published.root), ("targets", published.newest_targets)):
+        if metadata is not None and metadata.signed.is_expired(now):
+            raise ConflictError(
+                f"{name} expired at {metadata.signed.expires:{TIME_FORMAT}}, and the clock says {now:{TIME_FORMAT}}",
+                expected="what people signed to be valid",
+                way_out="Set the clock of this server; where it is right, sign anew with `edgekit fleet sign`.",
+                code="expired",
+            )
 
 
 def rules_of(connection: Connection) -> dict[str, tuple[Rule, ...]]:

@@ -219,7 +219,9 @@ def look(rollout: Rollout, verdicts: Sequence[Verdict], *, devices: int, taken: 
     if failed := [each for each in verdicts if each.outcome == FAIL]:
         why = "; ".join(f"{each.gate}: {each.why}" for each in failed)
         return _ended(rollout, FAILED, f"stopped at {_where(rollout)}: {why}")
-    grown = _grown(rollout, devices, taken, rollout.target)
+    # How many were drawn, which with few devices is far from what is expected of the bound.
+    meant = max((each.meant for each in verdicts), default=0)
+    grown = _grown(rollout, devices, meant, taken, rollout.target)
     waits = [each for each in verdicts if each.outcome != PASS]
     if not waits and rollout.bound >= rollout.target and rollout.counted_s >= rollout.plan.soak_s:
         return _advanced(rollout, devices, "every gate passes")
@@ -227,7 +229,7 @@ def look(rollout: Rollout, verdicts: Sequence[Verdict], *, devices: int, taken: 
         why = "; ".join(f"{each.gate}: {each.why}" for each in waits) or "devices did not take it"
         return _changed(rollout, HELD, f"no verdict in time at {_where(rollout)}: {why}")
     if _too_few(rollout, waits):
-        grown = _grown(rollout, devices, taken, bound_of(rollout.plan.widest_shadow))
+        grown = _grown(rollout, devices, meant, taken, bound_of(rollout.plan.widest_shadow))
     if grown.bound != rollout.bound:
         return Step(
             replace(grown, why=f"grows to {grown.bound / BUCKETS:.2%}"),
@@ -322,12 +324,9 @@ def _too_few(rollout: Rollout, waits: Sequence[Verdict]) -> bool:
     return rollout.phase == SHADOW and soaked and bool(waits) and told
 
 
-def _grown(rollout: Rollout, devices: int, taken: int, target: int) -> Rollout:
+def _grown(rollout: Rollout, devices: int, meant: int, taken: int, target: int) -> Rollout:
     """Twice as many once half of those that are meant have it, up to a target."""
-    if rollout.bound >= target:
-        return rollout
-    meant = devices * rollout.bound / BUCKETS
-    if taken < meant / 2:
+    if rollout.bound >= target or taken < meant / 2:
         return rollout
     more = max(_first_bound(rollout, devices), rollout.bound * (GROWTH - 1))
     return _with_bound(rollout, min(target, rollout.bound + more))

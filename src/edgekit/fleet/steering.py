@@ -90,6 +90,8 @@ def said(fleet: Fleet, actor: Actor, rollout_id: str, word: str, *, why: str = "
     now_s = fleet.now()
 
     def work(connection: Connection) -> Rollout:
+        # Nobody else decides until the commit: a person who aborts is not told to come again.
+        connection.execute(select(table.c.id).where(table.c.id == rollout_id).with_for_update())
         rollout, revision = read(connection, rollout_id)
         size = cohort_size(connection, rollout, now_s, fleet.settings) if word == "promote" else 0
         words: dict[str, Callable[[], Step]] = {

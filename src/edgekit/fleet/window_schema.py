@@ -60,7 +60,7 @@ _WINDOW: Final = _object(
     ),
     other_pairs=_COUNT,
     sides=_object(live=_SIDE, candidate=_SIDE),
-    noise=_object(compared=_COUNT, agreed=_COUNT, distance=_SKETCH),
+    noise=_object(compared=_COUNT, agreed=_COUNT, distance=_SKETCH, latency_ms=_SKETCH),
     inputs=cs.dict_schema(_NAME, _object(moments=_MOMENTS, values=_SKETCH), strict=True),
 )
 _POST: Final = SchemaValidator(

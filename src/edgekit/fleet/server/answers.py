@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 # Seconds after which what is busy or away is asked again.
 RETRY_S: Final = 5
+METHODS: Final = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 
 
 class Problem(BaseModel):
@@ -122,9 +123,13 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 def _methods(request: Request) -> list[str]:
     """All methods of a path; the framework tells those of its first route only."""
-    scope = dict(request.scope)
-    routes = [route for route in request.app.routes if route.matches(scope)[0] != Match.NONE]
-    return sorted({method for route in routes for method in getattr(route, "methods", None) or ()})
+    scopes = {method: {**request.scope, "method": method} for method in METHODS}
+    routes = request.app.routes
+    return [
+        method
+        for method, scope in scopes.items()
+        if any(route.matches(scope)[0] == Match.FULL for route in routes)
+    ]
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

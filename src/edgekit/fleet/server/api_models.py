@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import keyword
 from typing import Annotated, Any, Final
 
 from fastapi import Path, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.config import JsonDict
 
+from edgekit.fleet import access
 from edgekit.fleet.gates import Limits
-from edgekit.fleet.rollouts import Plan
+from edgekit.fleet.rollouts import MODES, Plan
+from edgekit.fleet.statistics.ratios import LARGEST_RATIO
+from edgekit.fleet.steering import EVENTS
+from edgekit_runtime import cohorts
+from edgekit_runtime.labels import MAX_LABELS
 
 # Text without what PostgreSQL does not keep and terminals obey.
 PLAIN: Final = r"^[^\x00-\x1f\x7f]*$"
 LINES: Final = r"^[^\x00]*$"
+WEB: Final = r"^https?://[!-~]+$"
 ID: Final = r"^[0-9a-f]{64}$"
 SMALL_ID: Final = r"^[0-9a-f]{1,32}$"
 
@@ -22,7 +30,24 @@ Search = Annotated[str, Query(max_length=256, pattern=PLAIN)]
 Limit = Annotated[int, Query(ge=1, le=500)]
 Seconds = Annotated[int, Query(ge=0, le=10**11)]
 Serial = Annotated[int, Query(ge=0, le=2**62)]
+
+
+def _whole(value: object) -> object:
+    """To JSON 1.0 is a whole number, too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Labels = dict[str, str]
+# Of a channel or a device; both stand in addresses.
+NAME: Final = r"^[0-9A-Za-z][0-9A-Za-z._-]{0,127}$"
+# As `edgekit_runtime.labels` reads them; that says what is wrong with a name, and here it is documented only.
+_LABEL: Final[JsonDict] = {"pattern": f"^{cohorts.NAME.pattern}$", "not": {"enum": [*keyword.kwlist]}}
+LabelsGiven = Annotated[
+    dict[str, Annotated[str, Field(max_length=cohorts.MAX_VALUE, pattern=PLAIN)]],
+    Field(max_length=MAX_LABELS, json_schema_extra={"propertyNames": _LABEL}),
+]
 
 _DEFAULTS: Final = Plan()
 _LIMITS: Final = Limits()
@@ -72,15 +97,15 @@ class Settle(Asked):
 class LimitsAsked(Asked):
     """As `edgekit.fleet.gates.Limits`."""
 
-    agreement: float = _LIMITS.agreement
-    errors: float = _LIMITS.errors
-    nans: float = _LIMITS.nans
-    latency_ratio: float = _LIMITS.latency_ratio
-    failures: float = _LIMITS.failures
-    drift: float = _LIMITS.drift
-    devices: int = _LIMITS.devices
-    samples: int = _LIMITS.samples
-    alpha: float = _LIMITS.alpha
+    agreement: Share = _LIMITS.agreement
+    errors: Share = _LIMITS.errors
+    nans: Share = _LIMITS.nans
+    latency_ratio: Annotated[float, Field(ge=1 / LARGEST_RATIO, le=LARGEST_RATIO)] = _LIMITS.latency_ratio
+    failures: Share = _LIMITS.failures
+    drift: Annotated[float, Field(ge=0, le=100)] = _LIMITS.drift
+    devices: Annotated[Whole, Field(ge=1, le=10**9)] = _LIMITS.devices
+    samples: Annotated[Whole, Field(ge=1, le=10**9)] = _LIMITS.samples
+    alpha: Annotated[float, Field(ge=1e-6, le=0.5)] = _LIMITS.alpha
 
 
 class RolloutAsked(Asked):
@@ -88,15 +113,17 @@ class RolloutAsked(Asked):
 
     model: str = Field(min_length=1, max_length=128, pattern=PLAIN)
     version: str = Field(min_length=1, max_length=64, pattern=PLAIN)
-    channel: str = Field("stable", pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,127}$")
-    stages: list[float] = Field(list(_DEFAULTS.stages), min_length=1, max_length=20)
-    mode: str = Field(_DEFAULTS.mode, max_length=16)
+    channel: str = Field("stable", pattern=NAME)
+    stages: list[Annotated[float, Field(gt=0, le=100)]] = Field(
+        list(_DEFAULTS.stages), min_length=1, max_length=20
+    )
+    mode: str = Field(_DEFAULTS.mode, pattern=f"^({'|'.join(MODES)})$")
     cohort: str = Field("", max_length=1024, pattern=PLAIN)
-    soak_s: int = _DEFAULTS.soak_s
-    timeout_s: int = _DEFAULTS.timeout_s
-    patience_s: int = _DEFAULTS.patience_s
-    first_devices: int = _DEFAULTS.first_devices
-    widest_shadow: float = _DEFAULTS.widest_shadow
+    soak_s: Whole = Field(_DEFAULTS.soak_s, ge=0, le=10**9)
+    timeout_s: Whole = Field(_DEFAULTS.timeout_s, ge=0, le=10**9)
+    patience_s: Whole = Field(_DEFAULTS.patience_s, ge=0, le=10**9)
+    first_devices: Whole = Field(_DEFAULTS.first_devices, ge=0, le=10**9)
+    widest_shadow: float = Field(_DEFAULTS.widest_shadow, ge=0, le=100)
     limits: LimitsAsked = LimitsAsked()
 
     def plan(self) -> Plan:
@@ -112,37 +139,37 @@ class RolloutAsked(Asked):
 class CodesAsked(Asked):
     """Codes for new devices."""
 
-    labels: Labels = {}
-    channel: str = Field("stable", max_length=128)
-    seconds: int = Field(86400, ge=1, le=90 * 86400)
-    count: int = Field(1, ge=1, le=1000)
+    labels: LabelsGiven = {}
+    channel: str = Field("stable", pattern=NAME)
+    seconds: Whole = Field(86400, ge=1, le=90 * 86400)
+    count: Whole = Field(1, ge=1, le=1000)
 
 
 class LabelsAsked(Asked):
     """All labels of a device."""
 
-    labels: Labels
+    labels: LabelsGiven
 
 
 class ChannelAsked(Asked):
     """A channel of a device."""
 
-    channel: str = Field(max_length=128)
+    channel: str = Field(pattern=NAME)
 
 
 class TokenAsked(Asked):
     """A token for a person or a program."""
 
-    name: str = Field(max_length=100)
-    role: str = Field(max_length=16)
-    days: int = Field(365, ge=1, le=3650)
+    name: str = Field(pattern=f"^{access.NAME.pattern}$")
+    role: str = Field(pattern=f"^({'|'.join(access.ROLES)})$")
+    days: Whole = Field(365, ge=1, le=3650)
 
 
 class WebhookAsked(Asked):
     """Where decisions are told."""
 
-    url: str = Field(min_length=1, max_length=2048, pattern=r"^[\x21-\x7e]+$")
-    events: list[Annotated[str, Field(max_length=64, pattern=PLAIN)]] = Field([], max_length=32)
+    url: str = Field(max_length=2048, pattern=WEB)
+    events: list[Annotated[str, Field(pattern=f"^({'|'.join(EVENTS)})$")]] = Field([], max_length=32)
 
 
 # Answers

@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgekit.fleet.context import Fleet
+from edgekit.fleet.dashboard import routes as dashboard
 from edgekit.fleet.ingest import Writer
 from edgekit.fleet.server import api_routes, device_routes, health, static_routes
 from edgekit.fleet.server.answers import handle_errors
@@ -26,6 +27,7 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
     static_routes.router,
     health.router,
     api_routes.router,
+    dashboard.router,
 )
 
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Final
 
 from fastapi import APIRouter
 from pydantic import BaseModel
-from sqlalchemy import text
 from starlette.responses import JSONResponse, Response
 
-from edgekit.fleet.context import Fleet
-from edgekit.fleet.errors import FleetError
 from edgekit.fleet.server.auth import Common
 
 router: Final = APIRouter(tags=["operations"])
-_NOWHERE: Final = "metadata/" + "0" * 64
 _TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -54,8 +48,9 @@ class Health(BaseModel):
     "/healthz", response_model=Health, responses={503: {"model": Health, "description": "A part fails."}}
 )
 def healthy(common: Common) -> Response:
-    """Whether database and blobs answer."""
-    parts = {name: _tried(common.fleet, ask) for name, ask in _PARTS.items()}
+    """Whether database and blobs can be read and written."""
+    found = common.probes.found().items()
+    parts = {name: Part(ok=not each.why, ms=each.ms, why=each.why) for name, each in found}
     ok = all(part.ok for part in parts.values())
     health = Health(ok=ok, waiting=common.writer.waiting, **parts)
     return JSONResponse(health.model_dump(), 200 if ok else 503, {"Cache-Control": "no-store"})
@@ -69,27 +64,3 @@ def healthy(common: Common) -> Response:
 def figures(common: Common) -> Response:
     """Figures in the text format of Prometheus."""
     return Response(common.metrics.text(common.writer.waiting), media_type=_TEXT)
-
-
-def _database(fleet: Fleet) -> None:
-    with fleet.database.reading() as connection:
-        connection.execute(text("SELECT 1"))
-
-
-def _blobs(fleet: Fleet) -> None:
-    # Nothing is there; that it says so is the answer.
-    fleet.blobs.size(_NOWHERE)
-
-
-_PARTS: Final[dict[str, Callable[[Fleet], None]]] = {"database": _database, "blobs": _blobs}
-
-
-def _tried(fleet: Fleet, ask: Callable[[Fleet], None]) -> Part:
-    began_s = time.perf_counter()
-    why = ""
-    try:
-        ask(fleet)
-    except FleetError as error:
-        # The address of the database is nobody's business who has no token.
-        why = error.code
-    return Part(ok=not why, ms=round((time.perf_counter() - began_s) * 1000, 2), why=why)

@@ -29,6 +29,7 @@ from edgekit.fleet.merging import Merger
 from edgekit.fleet.offers import Maker
 from edgekit.fleet.server import metrics
 from edgekit.fleet.server.app import create_app
+from edgekit.fleet.server.lines import BoundedLine
 from edgekit.fleet.webhooks import Sender
 
 log = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ def _config(fleet: Fleet, processes: int) -> uvicorn.Config:
         f"{__name__}:application",
         factory=True,
         workers=processes,
-        http="httptools",
+        http=BoundedLine,
         loop="uvloop",
         lifespan="on",
         log_level="warning",

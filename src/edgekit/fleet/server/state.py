@@ -9,6 +9,7 @@ from starlette.requests import HTTPConnection
 from edgekit.fleet.context import Fleet
 from edgekit.fleet.ingest import Writer
 from edgekit.fleet.server.metrics import Metrics
+from edgekit.fleet.server.probes import Probes
 from edgekit.fleet.server.rates import Rates
 
 
@@ -20,6 +21,7 @@ class Shared:
         fleet: that it serves.
         writer: of posts.
         metrics: that it counts.
+        probes: of what it needs.
         device_rates: by device.
         enrol_rates: by address.
         api_rates: by token.
@@ -28,12 +30,14 @@ class Shared:
     fleet: Fleet
     writer: Writer
     metrics: Metrics
+    probes: Probes = field(init=False)
     device_rates: Rates = field(init=False)
     enrol_rates: Rates = field(init=False)
     api_rates: Rates = field(init=False)
 
     def __post_init__(self) -> None:
         settings = self.fleet.settings
+        object.__setattr__(self, "probes", Probes(self.fleet))
         for name, per_s, burst in (
             ("device_rates", settings.device_posts_per_s, settings.device_burst),
             ("enrol_rates", settings.enrols_per_s, settings.enrols_per_s * 10),

@@ -17,7 +17,22 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, Table, create_engine, delete, event, func, literal, or_, text
+from sqlalchemy import (
+    JSON,
+    Connection,
+    Engine,
+    Table,
+    bindparam,
+    column,
+    create_engine,
+    delete,
+    event,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -52,6 +67,8 @@ _PG_CONNECT: Final = {
     "application_name": "edgekit",
 }
 _WRITES: Final = "edgekit_writes"
+# Times that a lease lasts: who asks may have waited for its turn, and the end of another's lies that much later.
+_STEP: Final = 2
 
 T = TypeVar("T")
 
@@ -184,7 +201,8 @@ class Database:
 
         Time is PostgreSQL's own; for SQLite it is the clock of the one machine on which all its processes run. So
         servers whose clocks differ never hold it together. The holder counts `seconds` by its monotonic clock from
-        before this call, and stops when they are over. A step of the database's own clock moves the end with it.
+        before this call, and stops when they are over. A step of the database's own clock moves the end with it; an
+        end that is further away than anybody can have asked for is from before such a step, and holds nobody off.
 
         Args:
             name: what is held, such as "conductor".
@@ -197,7 +215,9 @@ class Database:
         statement = statement.on_conflict_do_update(
             index_elements=[leases.c.name],
             set_={"holder": statement.excluded.holder, "until_s": statement.excluded.until_s},
-            where=or_(leases.c.holder == holder, leases.c.until_s <= now),
+            where=or_(
+                leases.c.holder == holder, leases.c.until_s <= now, leases.c.until_s > now + _STEP * seconds
+            ),
         ).returning(leases.c.name)
         return self.write(lambda connection: connection.execute(statement).first() is not None)
 
@@ -252,10 +272,16 @@ def insert_new(
     """
     if not rows:
         return set()
-    statement = _insert_of(connection.dialect.name)(table)
+    ordered = _sorted(rows, keys)
+    if connection.dialect.name == "postgresql" and not any(
+        isinstance(table.c[n].type, JSON) for n in rows[0]
+    ):
+        statement, values = _from_arrays(table, tuple(rows[0])), _arrays(ordered)
+    else:
+        # SQLAlchemy parts them to what the driver takes in one statement.
+        statement, values = _insert_of(connection.dialect.name)(table), ordered
     statement = statement.on_conflict_do_nothing(index_elements=list(keys))
-    # SQLAlchemy parts them to what the driver takes in one statement.
-    found = connection.execute(statement.returning(*(table.c[key] for key in keys)), _sorted(rows, keys))
+    found = connection.execute(statement.returning(*(table.c[key] for key in keys)), values)
     return {tuple(row) for row in found}
 
 
@@ -294,6 +320,19 @@ def lock(connection: Connection, name: str) -> None:
         number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
         connection.execute(func.pg_advisory_xact_lock(number).select())
     # In SQLite a writer is alone since its BEGIN IMMEDIATE.
+
+
+def _from_arrays(table: Table, names: Sequence[str]) -> Any:
+    """One statement for any number of rows; one for each number would be parsed and planned every time."""
+    columns = [table.c[name] for name in names]
+    arrays = [bindparam(each.name, type_=postgresql.ARRAY(each.type)) for each in columns]
+    names_ = (column(each.name, each.type) for each in columns)
+    rows = func.unnest(*arrays).table_valued(*names_).render_derived()
+    return postgresql.insert(table).from_select(names, select(*rows.c), include_defaults=False)
+
+
+def _arrays(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def _sorted(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:

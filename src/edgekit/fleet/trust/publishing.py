@@ -31,6 +31,7 @@ from edgekit.fleet.trust.step import Change, Step
 from edgekit_runtime.agent.fetch import release_path
 from edgekit_runtime.contract import ContractError, Release
 from edgekit_runtime.policies import Policy
+from edgekit_runtime.trusted_time import signed_at
 
 ATTEMPTS: Final = 20
 PAUSE_S: Final = 0.01
@@ -154,7 +155,7 @@ def publish(
         published = load(documents)
         change = _with_waiting(published, decide(published))
         try:
-            Step(documents, online, published, change, now).run()
+            Step(documents, online, published, change, _no_earlier(published, now)).run()
         except ConflictError:
             if attempt == attempts - 1:
                 raise
@@ -165,6 +166,20 @@ def publish(
             return renew(documents, online, now)
         return load(documents)
     raise taken(TIMESTAMP)
+
+
+def _no_earlier(published: Published, now: datetime) -> datetime:
+    """Now, but no time before what was signed: devices remember that, and to them anything older has expired.
+
+    As on the device, a time is believed only where what people signed is valid at it.
+    """
+    if published.timestamp is None or published.newest_targets is None:
+        return now
+    before = signed_at(published.timestamp.signed.unrecognized_fields)
+    vouching = (published.root.signed, published.newest_targets.signed)
+    if before is None or before <= now or any(each.is_expired(before) for each in vouching):
+        return now
+    return before
 
 
 # What people signed

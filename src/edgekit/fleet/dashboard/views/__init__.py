@@ -1,0 +1,1 @@
+"""What each page shows, ready to print: frozen values made from rows, without a database, a clock or a template."""
