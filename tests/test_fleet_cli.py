@@ -59,7 +59,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     world = World(found, Fleet.open(folder), Clock(time.time()))
     before = dict(os.environ)
     with serving(world) as address:
-        os.environ |= {"EDGEKIT_SERVER": address, "EDGEKIT_TOKEN": made["token"], "COLUMNS": "200"}
+        os.environ |= {"EDGEKIT_SERVER": address, "EDGEKIT_TOKEN": made["token"]}
         yield world
     os.environ.clear()
     os.environ |= before

@@ -6,6 +6,7 @@ import json
 import threading
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -175,6 +176,15 @@ def test_a_database_that_fails_acknowledges_nothing(tmp_path):
         assert future.exception(30) is not None
         writer.stop()
         assert count(fleet, windows) == 0
+
+
+def test_a_post_with_a_token_that_is_not_the_devices_any_more_stores_nothing(fleet):
+    device, _ = enrolled(fleet, "kitchen-1")
+    with pytest.raises(DeniedError) as caught:
+        take(fleet, replace(device, token_hash="0" * 64), a_body("kitchen-1", a_window(1)))
+    assert caught.value.status == 401
+    assert count(fleet, windows) == 0
+    assert take(fleet, device, a_body("kitchen-1", a_window(1))).windows == 1
 
 
 # The contract

@@ -1,4 +1,4 @@
-"""Every operation of the API, by schemathesis with all of its checks, on a real server that has something of everything.
+"""Every operation of the API, by schemathesis with all of its checks, on a real server with something of everything.
 
 `python -m support.contract_runs --examples 200` runs it for longer.
 """
@@ -13,7 +13,7 @@ from support.contract_runs import run, target
 
 def test_every_operation_answers_as_its_document_says(tmp_path: Path) -> None:
     with target(tmp_path) as server:
-        ran = run(server, tmp_path, examples=3, seed=7)
+        ran = run(server, tmp_path, examples=2, seed=7)
     assert ran.passed, ran.text[-20_000:]
     selected = re.search(r"Selected: (\d+)/(\d+)\s+Tested: (\d+)", ran.text)
     assert selected is not None, ran.text[-4000:]

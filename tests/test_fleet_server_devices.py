@@ -19,12 +19,13 @@ import pytest
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from edgekit.fleet.access import READ, make_token
+from edgekit.fleet.access import READ, Device, make_token
 from edgekit.fleet.context import Fleet
-from edgekit.fleet.enrolment import make_code, revoke
+from edgekit.fleet.enrolment import forget, make_code, revoke
 from edgekit.fleet.errors import TooMuchError
 from edgekit.fleet.server.app import create_app
 from edgekit.fleet.server.rates import Rates, TooOftenError
+from edgekit.fleet.server.state import MOST_SENDERS, Senders
 from edgekit.fleet.settings import Settings
 from edgekit.fleet.storage.database import Database
 from edgekit.fleet.storage.tables import devices, reports, windows
@@ -155,6 +156,33 @@ def test_a_revoked_token_is_refused_at_once(client, fleet):
     revoke(fleet, ADA, "kitchen-1")
     assert post(client, token, a_body("kitchen-1", a_window(1))).status_code == 401
     assert nothing_stored(fleet)
+
+
+def test_a_token_that_was_good_a_moment_ago_is_looked_at_again(client, fleet):
+    device, token = enrolled(fleet, "kitchen-1")
+    assert post(client, token, a_body("kitchen-1", a_window(1))).status_code == 200
+    revoke(fleet, ADA, "kitchen-1")
+    for key in (2, 3):
+        found = post(client, token, a_body("kitchen-1", a_window(key)))
+        assert (found.status_code, found.json()["code"]) == (401, "unauthorized")
+    assert count(fleet, windows) == 1
+    # Enrolled anew, it has another token.
+    forget(fleet, ADA, device.id)
+    _, new = enrolled(fleet, "kitchen-1")
+    assert post(client, token, a_body("kitchen-1", a_window(4))).status_code == 401
+    assert post(client, new, a_body("kitchen-1", a_window(5))).status_code == 200
+    assert count(fleet, windows) == 1
+
+
+def test_a_server_remembers_so_many_senders_and_no_more():
+    senders = Senders()
+    for number in range(MOST_SENDERS + 1):
+        senders.add(Device(str(number), "stable", {}, f"{number:064}"))
+    assert senders.get(f"{0:064}") is None
+    last = senders.get(f"{MOST_SENDERS:064}")
+    assert last is not None
+    senders.drop(last)
+    assert senders.get(last.token_hash) is None
 
 
 def test_a_post_that_is_replayed_is_counted_once(client, fleet):

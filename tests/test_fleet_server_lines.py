@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import repeat
 
 import httpx
 import pytest
@@ -50,6 +51,17 @@ def ends(line: socket.socket, within_s: float = 8) -> bytes:
     return answer
 
 
+def drip(line: socket.socket, parts: Iterable[bytes]) -> None:
+    """Send one part after the other until the server ends the line, which it has to."""
+    try:
+        for part in parts:
+            line.sendall(part)
+            time.sleep(0.05)
+    except (BrokenPipeError, ConnectionResetError):
+        return
+    raise AssertionError("the server took all of it")
+
+
 def status_of(answer: bytes) -> int:
     return int(answer.split()[1])
 
@@ -72,10 +84,7 @@ def test_a_head_that_drips_is_ended_in_time(address: tuple[str, int]) -> None:
     began_s = time.monotonic()
     with socket.create_connection(address) as line:
         line.sendall(b"GET /healthz HTTP/1.1\r\n")
-        with pytest.raises(OSError):
-            for number in range(200):
-                line.sendall(f"X-{number}: y\r\n".encode())
-                time.sleep(0.05)
+        drip(line, (f"X-{number}: y\r\n".encode() for number in range(400)))
     assert time.monotonic() - began_s < 6
 
 
@@ -150,16 +159,12 @@ def test_a_body_that_goes_on_after_it_was_refused_is_cut_off(address: tuple[str,
         )
         # What was answered is not lost.
         assert status_of(line.recv(65536)) == 401
-        with pytest.raises(OSError):
-            for _ in range(400):
-                line.sendall(b"x" * 1000)
-                time.sleep(0.02)
+        drip(line, repeat(b"x" * 1000, 400))
     assert time.monotonic() - began_s < 6
 
 
 def test_who_does_not_read_is_cut_off(address: tuple[str, int]) -> None:
     with socket.create_connection(address) as line:
-        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         line.sendall(b"GET /blobs/" + BLOB.encode() + b" HTTP/1.1\r\nHost: x\r\n\r\n")
         time.sleep(2)
         assert len(ends(line)) < len(CONTENT)
@@ -178,10 +183,7 @@ def test_an_upload_that_drips_is_given_up(address: tuple[str, int], fleet: Fleet
     with socket.create_connection(address) as line:
         head = f"PUT /v1/uploads/{'0' * 64} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
         line.sendall(f"{head}Content-Length: 1000000\r\n\r\n".encode())
-        with pytest.raises(OSError):
-            for _ in range(400):
-                line.sendall(b"x")
-                time.sleep(0.05)
+        drip(line, repeat(b"x", 400))
         assert time.monotonic() - began_s < 12
     assert fleet.blobs.size(f"blobs/{'0' * 64}") is None
 
@@ -193,7 +195,8 @@ def test_requests_in_a_row_on_one_line_are_all_answered(address: tuple[str, int]
         token.encode(), len(body),
     )  # fmt: skip
     with socket.create_connection(address) as line:
-        line.sendall((one + body) * 3)
+        last = one.replace(b"Host: x", b"Connection: close")
+        line.sendall((one + body) * 2 + last + body)
         answer = ends(line)
     assert answer.count(b"HTTP/1.1 200") == 3
     assert count(fleet, windows) == 1

@@ -147,7 +147,12 @@ class Gathered:
             self._other_pairs,
             self._side("live"),
             self._side("candidate"),
-            Noise(self._noise["compared"], self._noise["agreed"], self._noise_distance.sketch(), self._noise_ms.sketch()),
+            Noise(
+                self._noise["compared"],
+                self._noise["agreed"],
+                self._noise_distance.sketch(),
+                self._noise_ms.sketch(),
+            ),
             {name: Drift(self._moments[name], values.sketch()) for name, values in self._values.items()},
         ).shortened(MAX_PAIRS)
 

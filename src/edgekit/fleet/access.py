@@ -80,11 +80,13 @@ class Device:
         id: of it.
         channel: whose policy it follows.
         labels: name to value.
+        token_hash: of the token that it showed, "" where none was shown.
     """
 
     id: str
     channel: str
     labels: Mapping[str, str]
+    token_hash: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +229,7 @@ def device_of(connection: Connection, token: str) -> Device:
         raise _unknown()
     if row.revoked:
         raise _unknown("was taken back")
-    return Device(row.id, row.channel, dict(row.labels))
+    return Device(row.id, row.channel, dict(row.labels), row.token_hash)
 
 
 def device_token() -> str:

@@ -179,11 +179,8 @@ def watch(rollout: Id = "", server: Server = "", as_json: Json = False) -> None:
     def work() -> int:
         from rich.live import Live
 
-        live = (
-            Live(console=terminal.out, auto_refresh=False)
-            if not as_json and terminal.out.is_terminal
-            else None
-        )
+        console = terminal.out()
+        live = Live(console=console, auto_refresh=False) if not as_json and console.is_terminal else None
         with _client(server) as client, live or nullcontext():
             name, before = _which(client, rollout), None
             while True:
@@ -191,7 +188,7 @@ def watch(rollout: Id = "", server: Server = "", as_json: Json = False) -> None:
                 if live is not None:
                     live.update(terminal.rollout_view(found), refresh=True)
                 elif found != before:
-                    terminal.tell(found, line=True) if as_json else terminal.out.print(
+                    terminal.tell(found, line=True) if as_json else terminal.out().print(
                         terminal.rollout_view(found)
                     )
                 if found["state"] not in {"running", "paused", "held"}:
@@ -311,7 +308,7 @@ def _show(rollout: dict[str, Any], as_json: bool) -> None:
     if as_json:
         terminal.tell(rollout)
     else:
-        terminal.out.print(terminal.rollout_view(rollout))
+        terminal.out().print(terminal.rollout_view(rollout))
 
 
 class _uploading:  # noqa: N801 - a context, used like a function

@@ -61,7 +61,8 @@ class Observation:
             nans=max(0, counts.nans - counts.live_nans) / counts.compared if counts.compared else 0.0,
             # At the same priority, in the same process; where no copy ran there, as it serves.
             latency_ratio=_ratio(
-                figures.candidate.latency_ms, noise.latency_ms if noise.latency_ms.n else figures.live.latency_ms
+                figures.candidate.latency_ms,
+                noise.latency_ms if noise.latency_ms.n else figures.live.latency_ms,
             ),
             samples=tried,
         )

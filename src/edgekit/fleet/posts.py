@@ -88,12 +88,15 @@ class Post:
         status: as it is now.
         reports: key to report.
         windows: in the order in which they came.
+        token_hash: of the token that it came with, which has to be the device's still when the post is stored; ""
+            where nobody has to look.
     """
 
     device: str
     status: Status
     reports: Mapping[str, Report]
     windows: tuple[Packed, ...]
+    token_hash: str = ""
 
     @property
     def keys(self) -> list[str]:

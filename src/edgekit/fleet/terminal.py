@@ -20,7 +20,8 @@ from edgekit.errors import EdgekitError
 from edgekit.fleet.errors import InvalidError
 
 OK, USAGE, MISSED, INTERRUPTED = 0, 2, 3, 130
-out = Console(highlight=False)
+# Columns of tables that go into a file or a pipe, where nothing should be cut off.
+WIDE: Final = 240
 errors = Console(stderr=True, highlight=False)
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -28,6 +29,11 @@ _COLOURS: Final = {"pass": "green", "fail": "red", "hold": "yellow"}
 _STATES: Final = {
     "running": "cyan", "paused": "yellow", "held": "yellow", "completed": "green", "failed": "red", "aborted": "red",
 }  # fmt: skip
+
+
+def out() -> Console:
+    """What people read; as wide as their terminal, and where there is none nothing is cut off."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
 
 
 def run(work: Callable[[], int | None]) -> NoReturn:
@@ -49,7 +55,7 @@ def run(work: Callable[[], int | None]) -> NoReturn:
 
 def say(text: str) -> None:
     """A line or more for people; nothing in it is read as a command of the terminal."""
-    out.print(Text(_printable(text)), soft_wrap=True)
+    out().print(Text(_printable(text)), soft_wrap=True)
 
 
 def tell(value: Any, *, line: bool = False) -> None:
@@ -67,7 +73,7 @@ def listing(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     table = Table(*columns)
     for row in rows:
         table.add_row(*(Text(_printable(str(each))) for each in row))
-    out.print(table)
+    out().print(table)
 
 
 def seconds(text: str) -> int:

@@ -26,6 +26,8 @@ from edgekit.fleet.trust.pending import Missing
 REFUSALS: Final = problems(400, 401, 403, 404, 408, 409, 413, 422, 429, 503)
 router: Final = APIRouter(prefix="/v1", responses=REFUSALS)
 MAX_FILE_BYTES: Final = 4 << 30
+# An upload holds a thread, so one that drips may not go on for ever.
+UPLOAD_BYTES_S: Final = 16 << 10
 
 Reader = Annotated[Actor, Depends(needs(READ))]
 Publisher = Annotated[Actor, Depends(needs(PUBLISH))]
@@ -256,24 +258,27 @@ class _Parts:
 
     Args:
         request: of the server's loop.
-        seconds: within which each part has to come.
+        seconds: of waiting at most; what comes gives time for more, at `UPLOAD_BYTES_S`.
     """
 
     def __init__(self, request: Request, seconds: float) -> None:
-        self._stream, self._seconds = request.stream(), seconds
+        self._stream, self._seconds, self._left_s = request.stream(), seconds, seconds
 
     def __iter__(self) -> Iterator[bytes]:
         while part := anyio.from_thread.run(self._next):
             yield part
 
     async def _next(self) -> bytes:
+        began_s = anyio.current_time()
         try:
-            with anyio.fail_after(self._seconds):
+            with anyio.fail_after(max(0.0, self._left_s)):
                 async for part in self._stream:
                     if part:
+                        left_s = self._left_s - (anyio.current_time() - began_s) + len(part) / UPLOAD_BYTES_S
+                        self._left_s = min(left_s, self._seconds)
                         return part
         except TimeoutError:
-            raise _cut("a body of which nothing came", "slow_body", 408) from None
+            raise _cut("a body that comes too slowly", "slow_body", 408) from None
         except ClientDisconnect:
             raise _cut("the connection ended within the body", "disconnected", 400) from None
         return b""

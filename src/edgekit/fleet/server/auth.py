@@ -7,6 +7,7 @@ from typing import Annotated, Final
 
 from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.concurrency import run_in_threadpool
 
 from edgekit.fleet.access import Actor, Device, authenticated, device_of, hashed
 from edgekit.fleet.errors import DeniedError
@@ -40,15 +41,22 @@ def needs(permission: str) -> Callable[..., Actor]:
     return actor
 
 
-def device(
+async def device(
     common: Common, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_DEVICE)]
 ) -> Device:
-    """A dependency: the device whose token it is."""
+    """A dependency: the device whose token it is, or was a while ago; `ingest.store` looks again."""
     token = _token(credentials)
-    with common.fleet.database.reading() as connection:
-        found = device_of(connection, token)
+    found = common.senders.get(hashed(token))
+    if found is None:
+        found = await run_in_threadpool(_device, common, token)
+        common.senders.add(found)
     common.device_rates.spend(found.id)
     return found
+
+
+def _device(common: Shared, token: str) -> Device:
+    with common.fleet.database.reading() as connection:
+        return device_of(connection, token)
 
 
 def _token(credentials: HTTPAuthorizationCredentials | None) -> str:

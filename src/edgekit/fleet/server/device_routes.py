@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any, Final
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from edgekit.fleet import ingest
@@ -87,8 +87,13 @@ async def told(common: Common, sender: Annotated[Device, Depends(device)], reque
     """Store what a device tells; what is stored already is not stored twice."""
     body = await read_body(request, common.fleet.settings)
     packing = request.headers.get("content-encoding", "")
-    post = await run_in_threadpool(_read, common, sender, body, packing)
-    taken = await asyncio.wrap_future(common.writer.submit(post))
+    # The interpreter reads one post at a time; threads that wait for it take turns, which costs all of them.
+    post = await to_thread.run_sync(_read, common, sender, body, packing, limiter=common.readers)
+    try:
+        taken = await asyncio.wrap_future(common.writer.submit(post))
+    except DeniedError:
+        common.senders.drop(sender)
+        raise
     new = taken.windows
     common.metrics.windows.labels("new").inc(new)
     common.metrics.windows.labels("known").inc(len(post.windows) - new)

@@ -1,4 +1,4 @@
-"""Whether database and blobs can be read and written, asked no more often than every few seconds, whoever asks."""
+"""Whether database and blobs can be read, and written: the latter is tried every few seconds only, whoever asks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
+
+from sqlalchemy import text
 
 from edgekit.fleet.context import Fleet
 from edgekit.fleet.errors import FleetError, UnavailableError
@@ -48,28 +50,43 @@ class Probes:
         self._found: Mapping[str, Found] = {}
 
     def found(self) -> Mapping[str, Found]:
-        """Part to what came of asking it, now or a moment ago."""
+        """Part to what came of asking it: of reading now, of writing now or a moment ago."""
+        reads = {name: _asked(self._fleet, ask) for name, (ask, _) in _PARTS.items()}
         with self._lock:
             if self._clock() >= self._until_s:
-                self._found = {name: _asked(self._fleet, ask) for name, ask in _PARTS.items()}
+                self._found = {name: _asked(self._fleet, ask) for name, (_, ask) in _PARTS.items()}
                 failed = any(each.why for each in self._found.values())
                 self._until_s = self._clock() + (SOON_S if failed else EVERY_S)
-            return self._found
+            return {name: read if read.why else self._found[name] for name, read in reads.items()}
 
 
-def _database(fleet: Fleet) -> None:
-    # On a full disk all is read as ever; so this writes.
+def _read_database(fleet: Fleet) -> None:
+    with fleet.database.reading() as connection:
+        connection.execute(text("SELECT 1"))
+
+
+def _write_database(fleet: Fleet) -> None:
+    # On a full disk all is read as ever.
     if not fleet.database.lease(_LEASE, _LEASE, _LEASE_S):
         raise UnavailableError(
             "a row that was not taken", expected="it", way_out="Try again.", code="database_busy"
         )
 
 
-def _blobs(fleet: Fleet) -> None:
+def _read_blobs(fleet: Fleet) -> None:
+    # Whether something is there or not: that it says so is the answer.
+    fleet.blobs.size(_NAME)
+
+
+def _write_blobs(fleet: Fleet) -> None:
     fleet.blobs.put(_NAME, [_CONTENT], max_bytes=len(_CONTENT))
 
 
-_PARTS: Final[Mapping[str, Callable[[Fleet], None]]] = {"database": _database, "blobs": _blobs}
+_Ask = Callable[[Fleet], None]
+_PARTS: Final[Mapping[str, tuple[_Ask, _Ask]]] = {
+    "database": (_read_database, _write_database),
+    "blobs": (_read_blobs, _write_blobs),
+}
 
 
 def _asked(fleet: Fleet, ask: Callable[[Fleet], None]) -> Found:

@@ -27,6 +27,7 @@ from edgekit.fleet.context import Fleet
 from edgekit.fleet.errors import InvalidError
 from edgekit.fleet.merging import Merger
 from edgekit.fleet.offers import Maker
+from edgekit.fleet.retention import Sweeper
 from edgekit.fleet.server import metrics
 from edgekit.fleet.server.app import create_app
 from edgekit.fleet.server.lines import BoundedLine
@@ -56,7 +57,9 @@ class Background(Protocol):
 
 
 # (fleet, name of this process among all servers) → what acts by itself.
-BACKGROUND: Final[tuple[Callable[[Fleet, str], Background], ...]] = (Merger, Conductor, Maker, Sender)
+BACKGROUND: Final[tuple[Callable[[Fleet, str], Background], ...]] = (
+    Merger, Conductor, Maker, Sender, Sweeper,
+)  # fmt: skip
 
 
 def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8080, processes: int = 1) -> None:

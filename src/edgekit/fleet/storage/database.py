@@ -273,6 +273,7 @@ def insert_new(
     if not rows:
         return set()
     ordered = _sorted(rows, keys)
+    values: Any
     if connection.dialect.name == "postgresql" and not any(
         isinstance(table.c[n].type, JSON) for n in rows[0]
     ):
