@@ -1,6 +1,6 @@
 """How often a rollout is stopped that should not be, and the other way round; a million devices; faults.
 
-`python -m benchmarks.rollouts [--runs 1000] [--workers 2]`. Simulated devices on the real policy, gates and state
+`python -m benchmarks.rollouts [--runs 1000] [--workers 2] [--part 500]`. Simulated devices on the real policy, gates and state
 machine, with a look after every window. Three truths for each fleet: as good as the operator expects, two points worse,
 and exactly at the limit, one point below what is expected. A stop is false where the candidate keeps the limit.
 """
@@ -78,7 +78,7 @@ def million() -> dict[str, Any]:
     began = time.monotonic()
     plan = replace(PLAN, soak_s=3600)
     good = run(World(devices=MILLION), plan, seed=1)
-    good_s = time.monotonic() - began
+    good_s, good_cpu_s = time.monotonic() - began, time.process_time()
     # It is late, so that many serve it by then.
     late = World(devices=MILLION, late_s=20_000, hits=(Hit("drifting"),))
     stopped = run(late, plan, seed=1)
@@ -87,6 +87,7 @@ def million() -> dict[str, Any]:
         "state": good.state,
         "looks": len(good.moments),
         "seconds": round(good_s, 1),
+        "cpu_seconds": round(good_cpu_s, 1),
         "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 3),
         "stages": shares(good),
         "real_windows_merged": good.windows,
@@ -115,35 +116,43 @@ def shares(history: History) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    """Measure, and write the result."""
+    """Measure, and write the result after each part."""
+    names = ("million", "bad", *map(str, FLEETS))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--million", action="store_true", help="only that, as JSON")
+    parser.add_argument("--part", action="append", choices=names, help="only this; the others are kept")
+    parser.add_argument("--here", action="store_true", help="only the million, in this process, as JSON")
     options = parser.parse_args()
-    if options.million:
+    if options.here:
         print(json.dumps(million()))
         return
-    alone = subprocess.run(
-        [sys.executable, "-m", "benchmarks.rollouts", "--million"], capture_output=True, text=True, check=True
-    )
+    before = json.loads(RESULT.read_text(encoding="utf-8")) if options.part else {"fleets": {}}
     result: dict[str, Any] = {
-        "machine": machine(),
-        "limit": PLAN.limits.agreement,
-        "alpha": PLAN.limits.alpha,
-        "million": json.loads(alone.stdout),
-        "bad": {str(devices): bad(devices) for devices in BAD_FLEETS},
-        "fleets": {},
-    }
+        **before, "machine": machine(), "limit": PLAN.limits.agreement, "alpha": PLAN.limits.alpha,
+    }  # fmt: skip
+
+    def keep(said: str) -> None:
+        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(said, flush=True)
+
+    parts = options.part or names
+    if "million" in parts:
+        alone = [sys.executable, "-m", "benchmarks.rollouts", "--here"]
+        result["million"] = json.loads(
+            subprocess.run(alone, capture_output=True, text=True, check=True).stdout
+        )
+        keep("million")
+    if "bad" in parts:
+        result["bad"] = {str(devices): bad(devices) for devices in BAD_FLEETS}
+        keep("bad")
     with ProcessPoolExecutor(options.workers) as pool:
         for devices, part in FLEETS.items():
-            runs = max(1, round(options.runs * part))
-            result["fleets"][str(devices)] = {}
-            for truth, agreement in TRUTHS.items():
+            for truth, agreement in TRUTHS.items() if str(devices) in parts else ():
+                runs = max(1, round(options.runs * part))
                 found = repeated(pool, World(devices=devices, agreement=agreement), runs)
-                result["fleets"][str(devices)][truth] = found
-                print(devices, truth, json.dumps(found), flush=True)
-                RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+                result["fleets"].setdefault(str(devices), {})[truth] = found
+                keep(f"{devices} {truth} {json.dumps(found)}")
 
 
 if __name__ == "__main__":
