@@ -1,8 +1,9 @@
 """How often a rollout is stopped that should not be, and the other way round; a million devices; faults.
 
-`python -m benchmarks.rollouts [--runs 1000] [--workers 2] [--part 500]`. Simulated devices on the real policy, gates and state
-machine, with a look after every window. Three truths for each fleet: as good as the operator expects, two points worse,
-and exactly at the limit, one point below what is expected. A stop is false where the candidate keeps the limit.
+`python -m benchmarks.rollouts [--runs 1000] [--workers 2] [--part 500]`. Simulated devices on the real policy, gates
+and state machine, with a look after every window. Three truths for each fleet: as good as the operator expects, two
+points worse, and exactly at the limit, one point below what is expected. A stop is false where the candidate keeps the
+limit.
 """
 
 from __future__ import annotations
