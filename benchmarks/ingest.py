@@ -180,7 +180,7 @@ class Server:
                 self.port = free.getsockname()[1]
         code = (
             "from pathlib import Path; from edgekit.fleet.server.serve import serve;"
-            f"serve(Path({str(self.folder)!r}), port={self.port}, processes={self.processes})"
+            f"serve(Path({str(self.folder)!r}), told=print, port={self.port}, processes={self.processes})"
         )
         self._process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
 

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit.fleet import gates
 from edgekit.fleet.errors import InvalidError
 from edgekit.fleet.evidence import Columns, Evidence, Observation, Slice
 from edgekit.fleet.gates import FAIL, HOLD, PASS, Limits, Verdict, judged
-from edgekit.fleet.statistics import means
+from edgekit.fleet.statistics import means, parts
 from edgekit_runtime.sketches import Sketch, bin_of
 from edgekit_runtime.windows import Counts, Figures, Noise, Side
 
@@ -221,18 +220,18 @@ def test_a_verdict_depends_neither_on_the_order_of_devices_nor_on_whether_bounds
 @settings(max_examples=60, deadline=None)
 def test_the_capital_is_that_of_the_confidence_sequence(values: list[float], mean: float) -> None:
     x = np.array(values)
-    ours = gates._log_capital(x, [np.ones(len(x), dtype=bool)], mean)[0]
+    ours = parts.log_capital(x, [np.ones(len(x), dtype=bool)], mean)[0]
     theirs = means.log_capital(values, mean)[-1]
     assert math.isclose(ours, theirs, rel_tol=1e-9, abs_tol=1e-9) or ours == theirs
 
 
 def test_numbers_of_very_many_devices_are_counted_and_claim_a_little_less() -> None:
-    x = np.random.default_rng(0).beta(40, 2, 3 * gates.COUNTED)
+    x = np.random.default_rng(0).beta(40, 2, 3 * parts.COUNTED)
     members = [np.ones(len(x), dtype=bool), np.arange(len(x)) % 3 == 0]
-    counted = gates._log_capital(x, members, 0.9)
-    parts = [means.log_capital(x[each], 0.9)[-1] for each in members]
-    assert np.all(counted <= parts)
-    assert counted == pytest.approx(parts, rel=0.01)
+    counted = parts.log_capital(x, members, 0.9)
+    alone = [means.log_capital(x[each], 0.9)[-1] for each in members]
+    assert np.all(counted <= alone)
+    assert counted == pytest.approx(alone, rel=0.01)
 
 
 @given(SHARES)
@@ -242,7 +241,7 @@ def test_shown_bounds_are_those_of_the_statistics(values: list[float]) -> None:
     exact = means.betting(values, 0.05, side="lower").lower
     assert found.lower is not None
     assert found.upper is not None
-    assert exact - 2 / gates.COUNTED <= found.lower <= exact + 2 / gates.COUNTED
+    assert exact - 2 / parts.COUNTED <= found.lower <= exact + 2 / parts.COUNTED
     assert found.lower <= found.upper
 
 

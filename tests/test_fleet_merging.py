@@ -25,7 +25,7 @@ from edgekit.fleet.evidence import Evidence, Observation
 from edgekit.fleet.figures import MAX_INPUTS, MAX_PAIRS, Judged, Shown, Sum, unpacked
 from edgekit.fleet.gates import Limits
 from edgekit.fleet.ingest import take
-from edgekit.fleet.merging import Merger, cohort_size, evidence_of, merge
+from edgekit.fleet.merging import cohort_size, evidence_of, merge
 from edgekit.fleet.observed import TOTAL
 from edgekit.fleet.rollouts import LIVE, Plan, Rollout, bound_of
 from edgekit.fleet.storage.tables import devices, evidence, looks, minutes, windows
@@ -236,7 +236,7 @@ def test_the_newest_rollout_of_a_release_has_its_windows(small):
 def test_a_merger_on_its_thread_merges_and_stops(small):
     add_rollout(small)
     told(small, "d1", a_window(1))
-    merger = Merger(replace(small, settings=replace(small.settings, merge_every_s=0.05)), "me")
+    merger = merging.repeated(replace(small, settings=replace(small.settings, merge_every_s=0.05)), "me")
     merger.start()
     for _ in range(1000):
         if summed(small)[0]:

@@ -21,7 +21,7 @@ import pytest
 from sqlalchemy import select
 
 from edgekit.fleet import conductor, publication, setup, steering, webhooks
-from edgekit.fleet.conductor import Conductor
+from edgekit.fleet.background import Repeated
 from edgekit.fleet.context import Fleet
 from edgekit.fleet.errors import ConflictError
 from edgekit.fleet.rollouts import Plan
@@ -70,8 +70,8 @@ def until(holds: Callable[[], bool], what: str, seconds: float = 20) -> None:
 
 
 @contextmanager
-def conducting(fleet: Fleet) -> Iterator[Conductor]:
-    found = Conductor(fleet, "tests")
+def conducting(fleet: Fleet) -> Iterator[Repeated]:
+    found = conductor.repeated(fleet, "tests")
     found.start()
     try:
         yield found

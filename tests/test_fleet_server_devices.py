@@ -402,7 +402,7 @@ def test_processes_take_posts_are_killed_and_end_together(tmp_path):
         port = free.getsockname()[1]
     code = (
         "from pathlib import Path; from edgekit.fleet.server.serve import serve;"
-        f"serve(Path({str(tmp_path)!r}), port={port}, processes=2)"
+        f"serve(Path({str(tmp_path)!r}), told=print, port={port}, processes=2)"
     )
 
     def start() -> subprocess.Popen[bytes]:

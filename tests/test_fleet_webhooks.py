@@ -159,7 +159,7 @@ def test_one_server_at_a_time_sends(
     for _ in range(20):
         tell(world, made.id)
     fleet = replace(world.fleet, settings=replace(world.fleet.settings, webhooks_private=True))
-    senders = [webhooks.Sender(fleet, f"server {n}") for n in range(2)]
+    senders = [webhooks.repeated(fleet, f"server {n}") for n in range(2)]
     for each in senders:
         each.start()
     for _ in range(500):

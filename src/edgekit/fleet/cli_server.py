@@ -70,10 +70,11 @@ def serve(
     def work() -> None:
         from edgekit.fleet.server.serve import serve as run
 
-        terminal.errors.print(
-            f"the fleet of {folder} is served at {host}:{port}", markup=False, soft_wrap=True
-        )
-        run(folder, host=host, port=port, processes=processes)
+        def told(address: str) -> None:
+            said = f"{folder} is served at {address}, its dashboard at {address}/dashboard"
+            terminal.errors.print(said, markup=False, soft_wrap=True)
+
+        run(folder, told=told, host=host, port=port, processes=processes)
 
     terminal.run(work)
 

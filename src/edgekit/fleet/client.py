@@ -297,4 +297,4 @@ def _kept(path: Path) -> dict[str, str]:
 
 
 def _unsaid(found: str, expected: str) -> InvalidError:
-    return InvalidError(found, expected=expected, way_out="See `edgekit publish --help`.", code="place")
+    return InvalidError(found, expected=expected, way_out="Name one of these.", code="place")

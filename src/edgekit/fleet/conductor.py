@@ -7,15 +7,16 @@ taken twice even where two think that they hold it.
 from __future__ import annotations
 
 import logging
-import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy import exists, select, update
 
 from edgekit.fleet import publication, rollouts
+from edgekit.fleet.background import Repeated
 from edgekit.fleet.context import Fleet
-from edgekit.fleet.errors import ConflictError, FleetError, UnavailableError
+from edgekit.fleet.errors import ConflictError, FleetError
 from edgekit.fleet.gates import judged
 from edgekit.fleet.merging import cohort_size, evidence_of
 from edgekit.fleet.rollouts import LONGEST_TICK_S, Step
@@ -114,39 +115,17 @@ def look(fleet: Fleet, rollout_id: str) -> Step:
     return step
 
 
-class Conductor:
-    """Acts again and again on a thread of its own.
+def repeated(fleet: Fleet, holder: str) -> Repeated:
+    """Rounds for as long as the server runs.
 
     Args:
         fleet: of the server.
         holder: name of this process among all servers.
     """
 
-    def __init__(self, fleet: Fleet, holder: str) -> None:
-        self._fleet, self._holder, self._every_s = fleet, holder, fleet.settings.look_every_s
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="conductor", daemon=True)
+    def rounds(is_ending: Callable[[], bool]) -> float:
+        del is_ending
+        act(fleet, holder)
+        return fleet.settings.look_every_s
 
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End after the round that is under way, and let another server go on at once."""
-        self._stop.set()
-        self._thread.join()
-        try:
-            self._fleet.database.release_lease(LEASE, self._holder)
-        except UnavailableError:
-            # It runs out by itself.
-            log.info("the lease could not be given back")
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._every_s):
-            try:
-                act(self._fleet, self._holder)
-            except FleetError as error:
-                log.warning("the round ended early: %s", error.what)
-            except Exception:
-                # Whatever it is, a fleet without a conductor would never be stopped by a gate.
-                log.exception("the round failed")
+    return Repeated(fleet, holder, LEASE, rounds)

@@ -17,7 +17,7 @@ Each gate says pass, fail or hold, and may be asked as often as anybody likes:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -25,14 +25,13 @@ import numpy as np
 
 from edgekit.fleet.errors import InvalidError
 from edgekit.fleet.evidence import Evidence, Flags, Shares
-from edgekit.fleet.statistics import drift, means, rare, ratios, sample_ratio
+from edgekit.fleet.statistics import corrections, drift, rare, ratios, sample_ratio
+from edgekit.fleet.statistics.parts import log_capital, lower_bound
 
 PASS, FAIL, HOLD = "pass", "fail", "hold"
 # Of a slice, before it is looked at on its own.
 SLICE_DEVICES: Final = 3
 MAX_SLICES: Final = 64
-# Means of more devices are taken of rounded numbers, so many from 0 to 1.
-COUNTED: Final = 2**14
 # What is so many times as far from perfect as the limit is stops a release on the devices of a stage, few as they are.
 GROSS: Final = 3
 GROSS_FAILURES: Final = 0.5
@@ -168,7 +167,7 @@ def judged(
         bounds: whether to say between what each mean lies; the outcome is the same without.
     """
     asked = {name: gate for name, gate in GATES.items() if (mode, phase) in gate.steps}
-    setting = Setting(limits, limits.alpha / len(asked), bounds)
+    setting = Setting(limits, corrections.bonferroni(limits.alpha, len(asked)), bounds)
     if evidence.meant == 0:
         return tuple(Verdict(name, PASS, "no device is meant here", _limit(limits, name)) for name in asked)
     return tuple(_told(gate, gate.steps[mode, phase], evidence, setting) for name, gate in asked.items())
@@ -267,8 +266,8 @@ def _parts(
     named = list(evidence.slices.items())[:MAX_SLICES]
     slices = [(name, each) for name, each in named if SLICE_DEVICES <= each.meant < evidence.meant]
     members = [np.ones(len(first), dtype=bool), *(each.members[known] for _, each in slices)]
-    above = _log_capital(first, members[:1], bar)
-    below = _log_capital(1 - first, members, 1 - bar)
+    above = log_capital(first, members[:1], bar)
+    below = log_capital(1 - first, members, 1 - bar)
     # Where it does not run it shows nothing, and the gate on failures counts it.
     running = evidence.meant - int(evidence.outcomes.sum())
     # Half of the chance is for the whole, half for all slices together, those that are too small yet included.
@@ -319,51 +318,10 @@ def _mean_verdict(
     estimate = measure.told(float(part.now.mean())) if n else None
     ends: tuple[float | None, float | None] = (None, None)
     if setting.bounds and not part.name:
-        low, high = _lower_bound(first, setting.alpha), 1 - _lower_bound(1 - first, part.stop_alpha)
+        low, high = lower_bound(first, setting.alpha), 1 - lower_bound(1 - first, part.stop_alpha)
         at = measure.told(low), measure.told(high)
         ends = min(at), max(at)
     return Verdict(measure.gate, outcome, why, limit, estimate, ends[0], ends[1], n, part.meant, part.name)
-
-
-def _log_capital(x: Shares, members: Sequence[Flags], mean: float) -> Shares:
-    """`means.log_capital` after all devices of each part, that the mean of x is above one that is given.
-
-    It does not depend on the order of the devices, so their numbers are counted where there are many; they are rounded
-    down, by which capital only falls.
-
-    Args:
-        x: [n], numbers in [0, 1].
-        members: for each part [n].
-        mean: between 0 and 1.
-
-    Returns:
-        Of each part.
-    """
-    if mean <= 0:
-        return np.array([math.inf if x[each].any() else 0.0 for each in members])
-    if len(x) > COUNTED:
-        at = (x * COUNTED).astype(np.int64)
-        weights = np.array(
-            [np.bincount(at[each], minlength=COUNTED + 1) for each in members], dtype=np.float64
-        )
-        used = weights[0] > 0
-        x, weights = np.flatnonzero(used) / COUNTED, weights[:, used]
-    else:
-        weights = np.array(members, dtype=np.float64)
-    fractions = means.FRACTIONS[:, None]
-    logs = np.log(1 - fractions + fractions * (x / mean)) @ weights.T
-    return np.asarray(np.logaddexp.reduce(logs + np.log(means._WEIGHTS)[:, None], axis=0), dtype=np.float64)
-
-
-def _lower_bound(x: Shares, alpha: float) -> float:
-    """The largest mean on a grid that the capital excludes: it falls in the mean, so bisection finds it."""
-    low, high = 0, COUNTED
-    everybody = [np.ones(len(x), dtype=bool)]
-    while len(x) and high - low > 1:
-        middle = (low + high) // 2
-        won = _log_capital(x, everybody, middle / COUNTED)[0] >= -math.log(alpha)
-        low, high = (middle, high) if won else (low, middle)
-    return low / COUNTED
 
 
 def _same(x: Any) -> Any:

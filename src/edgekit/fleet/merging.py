@@ -9,16 +9,18 @@ nothing, either.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sqlalchemy import Connection, and_, func, select, update
 
+from edgekit.fleet.background import Repeated
 from edgekit.fleet.belonging import (
     Rollouts,
     evidence_row,
@@ -28,7 +30,7 @@ from edgekit.fleet.belonging import (
     write_evidence,
 )
 from edgekit.fleet.context import Fleet
-from edgekit.fleet.errors import ConflictError, FleetError, UnavailableError
+from edgekit.fleet.errors import ConflictError
 from edgekit.fleet.figures import Judged, Shown, Sum, tree_of
 from edgekit.fleet.observed import TOTAL, TOTAL_MINUTE, cohort_size, evidence_of
 from edgekit.fleet.rollouts import Rollout
@@ -36,7 +38,7 @@ from edgekit.fleet.storage.database import upsert
 from edgekit.fleet.storage.tables import devices, evidence, leases, minutes, windows
 from edgekit_runtime.policies import bucket_of
 
-__all__ = ["LEASE", "Merger", "cohort_size", "evidence_of", "merge"]
+__all__ = ["LEASE", "cohort_size", "evidence_of", "merge", "repeated"]
 
 log = logging.getLogger(__name__)
 
@@ -129,57 +131,28 @@ def slice_names(connection: Connection) -> frozenset[str]:
     return values_of(connection.scalars(select(devices.c.labels).distinct()))
 
 
-class Merger:
-    """Merges again and again on a thread of its own.
+def repeated(fleet: Fleet, holder: str) -> Repeated:
+    """Batches for as long as the server runs.
 
     Args:
         fleet: of the server.
-        holder: name of this process.
+        holder: name of this process among all servers.
     """
+    names, read_s = frozenset[str](), -math.inf
 
-    def __init__(self, fleet: Fleet, holder: str) -> None:
-        self._fleet, self._holder = fleet, holder
-        self._names: tuple[float, frozenset[str]] | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="merging", daemon=True)
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End after the batch that is under way, and let another server go on at once."""
-        self._stop.set()
-        self._thread.join()
-        try:
-            self._fleet.database.release_lease(LEASE, self._holder)
-        except UnavailableError:
-            # It runs out by itself.
-            log.info("the lease could not be given back")
-
-    def _run(self) -> None:
+    def rounds(is_ending: Callable[[], bool]) -> float:
+        nonlocal names, read_s
+        del is_ending
         # Devices are answered first; Linux has a priority for each thread.
         with suppress(OSError, AttributeError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-        every_s = self._fleet.settings.merge_every_s
-        wait_s = 0.0
-        while not self._stop.wait(wait_s):
-            try:
-                # What waits longer than a batch is gone on with at once.
-                wait_s = 0.0 if merge(self._fleet, self._holder, self._known_names()) == BATCH else every_s
-            except FleetError as error:
-                log.warning("windows wait: %s", error.what)
-                wait_s = max(every_s, 1.0)
-            except Exception:
-                log.exception("windows wait")
-                wait_s = max(every_s, 5.0)
+        if time.monotonic() - read_s > NAMES_S:
+            with fleet.database.reading() as connection:
+                names, read_s = slice_names(connection), time.monotonic()
+        # What waits longer than a batch is gone on with at once.
+        return 0.0 if merge(fleet, holder, names) == BATCH else fleet.settings.merge_every_s
 
-    def _known_names(self) -> frozenset[str]:
-        now_s = time.monotonic()
-        if self._names is None or now_s - self._names[0] > NAMES_S:
-            with self._fleet.database.reading() as connection:
-                self._names = now_s, slice_names(connection)
-        return self._names[1]
+    return Repeated(fleet, holder, LEASE, rounds)
 
 
 def _planned(connection: Connection, names: frozenset[str], limit: int) -> _Plan:

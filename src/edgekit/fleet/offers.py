@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +17,9 @@ from typing import Final
 from sqlalchemy import Connection, func, select
 
 from edgekit.fleet import deltas
+from edgekit.fleet.background import Repeated
 from edgekit.fleet.context import Fleet
-from edgekit.fleet.errors import FleetError, UnavailableError
+from edgekit.fleet.errors import FleetError
 from edgekit.fleet.registry import PENDING, SIGNED
 from edgekit.fleet.rollouts import OPEN
 from edgekit.fleet.storage import blobs as storage
@@ -143,7 +143,7 @@ def offered(blobs: Blobs, sha256: str) -> tuple[Offer, ...]:
 
 
 class Maker:
-    """Makes what is wanted again and again on a thread of its own.
+    """Makes what is wanted, each once.
 
     Args:
         fleet: of the server.
@@ -153,29 +153,21 @@ class Maker:
     def __init__(self, fleet: Fleet, holder: str) -> None:
         self._fleet, self._holder = fleet, holder
         self._tried: set[Pair] = set()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="deltas", daemon=True)
 
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
+    def act(self, is_ending: Callable[[], bool] = lambda: False) -> int:
+        """Make what is wanted and was not tried.
 
-    def stop(self) -> None:
-        """End; a delta that is being made is given up with the process."""
-        self._stop.set()
-        self._thread.join(timeout=EVERY_S)
-        try:
-            self._fleet.database.release_lease(LEASE, self._holder)
-        except UnavailableError:
-            log.info("the lease could not be given back")
+        Args:
+            is_ending: whether no further one should be begun.
 
-    def act(self) -> int:
-        """Make what is wanted and was not tried; returns how many were made."""
+        Returns:
+            How many were made.
+        """
         with self._fleet.database.reading() as connection:
             todo = [each for each in wanted(connection) if each not in self._tried]
         made = 0
         for each in todo:
-            if self._stop.is_set() or not self._fleet.database.lease(LEASE, self._holder, LEASE_S):
+            if is_ending() or not self._fleet.database.lease(LEASE, self._holder, LEASE_S):
                 break
             self._tried.add(each)
             try:
@@ -188,11 +180,18 @@ class Maker:
                 log.info("made a delta", extra={"file": each.new[:16], "bytes": offer.size_bytes})
         return made
 
-    def _run(self) -> None:
-        while not self._stop.wait(EVERY_S):
-            try:
-                self.act()
-            except FleetError as error:
-                log.warning("deltas wait: %s", error.what)
-            except Exception:
-                log.exception("a round of deltas failed")
+
+def repeated(fleet: Fleet, holder: str) -> Repeated:
+    """Deltas for as long as the server runs.
+
+    Args:
+        fleet: of the server.
+        holder: name of this process among all servers.
+    """
+    maker = Maker(fleet, holder)
+
+    def rounds(is_ending: Callable[[], bool]) -> float:
+        maker.act(is_ending)
+        return EVERY_S
+
+    return Repeated(fleet, holder, LEASE, rounds)

@@ -6,7 +6,7 @@ What stays of a window is its key, so that it is counted once whenever it comes 
 from __future__ import annotations
 
 import logging
-import threading
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,8 +26,8 @@ from sqlalchemy import (
     update,
 )
 
+from edgekit.fleet.background import Repeated
 from edgekit.fleet.context import Fleet
-from edgekit.fleet.errors import FleetError, UnavailableError
 from edgekit.fleet.storage.tables import deliveries, looks, windows
 
 log = logging.getLogger(__name__)
@@ -63,47 +63,29 @@ def sweep(fleet: Fleet, since_s: int = 0) -> int:
     return max(since_s, old_s)
 
 
-class Sweeper:
-    """Sweeps every hour on a thread of its own.
+def repeated(fleet: Fleet, holder: str) -> Repeated:
+    """Sweeps for as long as the server runs.
 
     Args:
         fleet: of the server.
         holder: name of this process among all servers.
     """
+    since_s, clock_s, went_s = 0, math.nan, math.nan
 
-    def __init__(self, fleet: Fleet, holder: str) -> None:
-        self._fleet, self._holder = fleet, holder
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End after the sweep that is under way."""
-        self._stop.set()
-        self._thread.join()
-        try:
-            self._fleet.database.release_lease(LEASE, self._holder)
-        except UnavailableError:
-            # It runs out by itself.
-            log.info("the lease could not be given back")
-
-    def _run(self) -> None:
-        since_s, clock, went = 0, self._fleet.now(), time.monotonic()
-        while not self._stop.wait(EVERY_S):
-            before_s, before, clock, went = clock, went, self._fleet.now(), time.monotonic()
-            if abs((clock - before_s) - (went - before)) > STEP_S:
+    def rounds(is_ending: Callable[[], bool]) -> float:
+        nonlocal since_s, clock_s, went_s
+        del is_ending
+        before_s, before_went_s = clock_s, went_s
+        clock_s, went_s = fleet.now(), time.monotonic()
+        # At the start there is nothing to hold the clock against.
+        if not abs((clock_s - before_s) - (went_s - before_went_s)) <= STEP_S:
+            if not math.isnan(before_s):
                 log.warning("nothing is swept: the clock was set")
-                continue
-            try:
-                if self._fleet.database.lease(LEASE, self._holder, LEASE_S):
-                    since_s = sweep(self._fleet, since_s)
-            except FleetError as error:
-                log.warning("not swept: %s", error.what)
-            except Exception:
-                log.exception("not swept")
+        elif fleet.database.lease(LEASE, holder, LEASE_S):
+            since_s = sweep(fleet, since_s)
+        return EVERY_S
+
+    return Repeated(fleet, holder, LEASE, rounds)
 
 
 def _told(old_s: int) -> ColumnElement[bool]:

@@ -35,8 +35,6 @@ class Settings:
         api_burst: calls of it that may come at once.
         alive_s: seconds within which a device counts as heard of lately.
         retention_days: that documents of windows are kept after they were counted.
-        disagreements: whether inputs on which two versions differ may be kept.
-        disagreements_per_device: at most, the oldest go first.
         look_every_s: seconds between two looks at the rollouts.
         merge_every_s: seconds between two looks for windows to count.
         tls_certificate: file in PEM; "" where a proxy does TLS.
@@ -62,8 +60,6 @@ class Settings:
     api_burst: int = 200
     alive_s: int = 3 * 86400
     retention_days: int = 90
-    disagreements: bool = False
-    disagreements_per_device: int = 100
     look_every_s: float = 10.0
     merge_every_s: float = 1.0
     tls_certificate: str = ""
@@ -121,7 +117,6 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "body_s": (0.1, 3600.0),
     "alive_s": (60, 10**9),
     "retention_days": (1, 10**5),
-    "disagreements_per_device": (1, 10**6),
     **dict.fromkeys(("look_every_s", "merge_every_s"), (0.05, 3600.0)),
 }
 _TYPES: Final[dict[str, type]] = {"str": str, "int": int, "float": float, "bool": bool}

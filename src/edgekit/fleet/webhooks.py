@@ -20,7 +20,6 @@ import ipaddress
 import logging
 import secrets
 import socket
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -30,8 +29,9 @@ import httpx
 from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, insert, or_, select, update
 
 from edgekit.fleet.access import ADMINISTER, Actor
+from edgekit.fleet.background import Repeated
 from edgekit.fleet.context import Fleet
-from edgekit.fleet.errors import FleetError, InvalidError, NotFoundError, UnavailableError
+from edgekit.fleet.errors import InvalidError, NotFoundError
 from edgekit.fleet.steering import EVENTS
 from edgekit.fleet.storage import audit
 from edgekit.fleet.storage.tables import deliveries, webhooks
@@ -292,45 +292,23 @@ def _is_due(now_s: int) -> ColumnElement[bool]:
     return or_(deliveries.c.next_s <= now_s, deliveries.c.next_s > now_s + 2 * LONGEST_WAIT_S)
 
 
-class Sender:
-    """Sends again and again on a thread of its own.
+def repeated(fleet: Fleet, holder: str) -> Repeated:
+    """Sends for as long as the server runs.
 
     Args:
         fleet: of the server.
         holder: name of this process among all servers.
     """
+    sender = client(allow_private=fleet.settings.webhooks_private)
 
-    def __init__(self, fleet: Fleet, holder: str) -> None:
-        self._fleet, self._holder = fleet, holder
-        self._client = client(allow_private=fleet.settings.webhooks_private)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="webhooks", daemon=True)
+    def rounds(is_ending: Callable[[], bool]) -> float:
+        # A batch takes at most BATCH × TIMEOUT_S, less than the lease.
+        while not is_ending() and fleet.database.lease(LEASE, holder, LEASE_S):
+            if send_due(fleet, sender) < BATCH:
+                break
+        return EVERY_S
 
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End after the try that is under way, and let another server go on at once."""
-        self._stop.set()
-        self._thread.join()
-        self._client.close()
-        try:
-            self._fleet.database.release_lease(LEASE, self._holder)
-        except UnavailableError:
-            log.info("the lease could not be given back")
-
-    def _run(self) -> None:
-        while not self._stop.wait(EVERY_S):
-            try:
-                # A batch takes at most BATCH × TIMEOUT_S, less than the lease.
-                while self._fleet.database.lease(LEASE, self._holder, LEASE_S) and not self._stop.is_set():
-                    if send_due(self._fleet, self._client) < BATCH:
-                        break
-            except FleetError as error:
-                log.warning("webhooks wait: %s", error.what)
-            except Exception:
-                log.exception("a round of webhooks failed")
+    return Repeated(fleet, holder, LEASE, rounds, at_end=sender.close)
 
 
 def _send(sender: httpx.Client, delivery: Delivery, now_s: int) -> str:

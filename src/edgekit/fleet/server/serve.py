@@ -16,22 +16,19 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
-from edgekit.fleet.conductor import Conductor
+from edgekit.fleet import conductor, merging, offers, retention, webhooks
+from edgekit.fleet.background import Repeated
 from edgekit.fleet.context import Fleet
 from edgekit.fleet.errors import InvalidError
-from edgekit.fleet.merging import Merger
-from edgekit.fleet.offers import Maker
-from edgekit.fleet.retention import Sweeper
 from edgekit.fleet.server import metrics
 from edgekit.fleet.server.app import create_app
 from edgekit.fleet.server.lines import BoundedLine
-from edgekit.fleet.webhooks import Sender
 
 log = logging.getLogger(__name__)
 
@@ -44,29 +41,25 @@ MOST_PROCESSES: Final = 64
 MOST_REQUESTS: Final = 2000
 
 
-class Background(Protocol):
-    """Acts by itself, on a thread of its own."""
-
-    def start(self) -> None:
-        """Begin."""
-        ...
-
-    def stop(self) -> None:
-        """End, and give back what others wait for."""
-        ...
-
-
 # (fleet, name of this process among all servers) → what acts by itself.
-BACKGROUND: Final[tuple[Callable[[Fleet, str], Background], ...]] = (
-    Merger, Conductor, Maker, Sender, Sweeper,
-)  # fmt: skip
+BACKGROUND: Final[tuple[Callable[[Fleet, str], Repeated], ...]] = tuple(
+    each.repeated for each in (merging, conductor, offers, webhooks, retention)
+)
 
 
-def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8080, processes: int = 1) -> None:
+def serve(
+    folder: Path,
+    *,
+    told: Callable[[str], None],
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    processes: int = 1,
+) -> None:
     """Serve a fleet until SIGTERM or Ctrl-C.
 
     Args:
         folder: of the fleet.
+        told: is given the address once there is one.
         host: address to listen on.
         port: to listen on; 0 for any that is free.
         processes: that answer.
@@ -84,6 +77,8 @@ def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8080, processes:
         ):
             os.environ |= {FOLDER: str(folder), PARENT: str(os.getpid()), metrics.FOLDER: figures}
             config = _config(fleet, processes)
+            scheme = "https" if fleet.settings.tls_certificate else "http"
+            told("{}://{}:{}".format(scheme, *listener.getsockname()[:2]))
             _run(fleet, config, listener)
     finally:
         fleet.close()
@@ -102,7 +97,6 @@ def _run(fleet: Fleet, config: uvicorn.Config, listener: socket.socket) -> None:
     acting = [make(fleet, holder) for make in BACKGROUND]
     for each in acting:
         each.start()
-    log.info("the fleet is served", extra={"address": "{}:{}".format(*listener.getsockname()[:2])})
     try:
         supervisor.run()
     finally:

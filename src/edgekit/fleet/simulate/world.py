@@ -101,13 +101,15 @@ class Hit:
             InvalidError: it is none of these.
         """
         found = re.fullmatch(r"(\w+)(?:=([^@]*))?(?:@(\w+)=(.+))?", text)
+        expected = "NAME, NAME=SHARE or NAME=SHARE@LABEL=VALUE, such as slow=0.1"
+        if found is None:
+            raise _invalid(f"fault {text!r}", expected)
+        name, given, label, value = found.groups("")
         try:
-            if found:
-                name, share, label, value = found.groups()
-                return cls(name, float(share or 1.0), label or "", value or "")
+            share = float(given or 1.0)
         except ValueError:
-            pass
-        raise _invalid(f"fault {text!r}", "NAME, NAME=SHARE or NAME=SHARE@LABEL=VALUE, such as slow=0.1")
+            raise _invalid(f"fault {text!r}", expected) from None
+        return cls(name, share, label, value)
 
     def __str__(self) -> str:
         return f"{self.fault}={self.share:g}" + (f"@{self.label}={self.value}" if self.label else "")

@@ -39,7 +39,7 @@ from edgekit.fleet.statistics.intervals import (
 
 # Halved from one to the next: the best fraction is never further away than √2, for 10 to a million devices.
 FRACTIONS: Final[Floats] = np.array([0.95, *(2.0**-k for k in range(1, 11))])
-_WEIGHTS: Final[Floats] = (1 / np.arange(1, 12)) / (1 / np.arange(1, 12)).sum()
+WEIGHTS: Final[Floats] = (1 / np.arange(1, 12)) / (1 / np.arange(1, 12)).sum()
 # A bound is at most 1/GRID outside the exact one, never inside it.
 GRID: Final = 2**16
 # Smaller conditional means are taken for this one. To bet against a larger mean than the true one is allowed: on
@@ -184,7 +184,7 @@ def log_capital(
         means = (population * mean - (totals - seen)) / (population - np.arange(len(seen)))
     odds = seen / np.maximum(means, _SMALLEST_MEAN)
     paths = np.cumsum(np.log((1 - FRACTIONS[:, None]) + FRACTIONS[:, None] * odds), axis=1)
-    capital = np.logaddexp.reduce(paths + np.log(_WEIGHTS)[:, None], axis=0)
+    capital = np.logaddexp.reduce(paths + np.log(WEIGHTS)[:, None], axis=0)
     return np.where(np.maximum.accumulate(impossible), math.inf, capital)
 
 
@@ -210,7 +210,7 @@ def _lower_bound(values: Floats, target: float, within: tuple[float, float], pop
 
 def _capital_now(values: Floats, candidate: float, population: int | None) -> float:
     """Log of the mixed capital after all numbers, against a mean above 0."""
-    logs = np.log(_WEIGHTS)
+    logs = np.log(WEIGHTS)
     before = 0.0
     for start in range(0, len(values), _COLUMNS):
         part = values[start : start + _COLUMNS]

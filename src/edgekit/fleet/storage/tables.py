@@ -234,20 +234,6 @@ minutes = Table(
     Column("figures", LargeBinary, nullable=False),
 )
 
-# Inputs that two versions did not agree on, only where the operator wants them; packed and encrypted.
-disagreements = Table(
-    "disagreements",
-    metadata,
-    Column("id", Serial, primary_key=True),
-    Column("device", NAME, nullable=False, index=True),
-    Column("key", String(64), nullable=False),
-    Column("rollout", String(32), nullable=False, index=True),
-    Column("received_s", Seconds, nullable=False, index=True),
-    Column("summary", Plain, nullable=False),
-    Column("payload", LargeBinary, nullable=False),
-    UniqueConstraint("device", "key"),
-)
-
 # Operations
 
 tokens = Table(

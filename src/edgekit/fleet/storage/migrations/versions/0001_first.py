@@ -217,21 +217,6 @@ def _make_evidence() -> None:
             "rollout", "stage", "slice", "live", "candidate", "minute", name="pk_minutes"
         ),
     )
-    op.create_table(
-        "disagreements",
-        sa.Column("id", SERIAL, nullable=False),
-        sa.Column("device", sa.String(128), nullable=False),
-        sa.Column("key", sa.String(64), nullable=False),
-        sa.Column("rollout", sa.String(32), nullable=False),
-        sa.Column("received_s", sa.BigInteger(), nullable=False),
-        sa.Column("summary", PLAIN, nullable=False),
-        sa.Column("payload", sa.LargeBinary(), nullable=False),
-        sa.PrimaryKeyConstraint("id", name="pk_disagreements"),
-        sa.UniqueConstraint("device", "key", name="uq_disagreements_device_key"),
-    )
-    op.create_index("ix_disagreements_device", "disagreements", ["device"])
-    op.create_index("ix_disagreements_received_s", "disagreements", ["received_s"])
-    op.create_index("ix_disagreements_rollout", "disagreements", ["rollout"])
 
 
 def _make_operations() -> None:
