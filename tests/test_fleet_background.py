@@ -68,10 +68,10 @@ def test_the_end_waits_for_the_round_and_gives_its_lease_back(fleet: Fleet) -> N
     rounds = Repeated(fleet, "me", LEASE, act, at_end=lambda: ended.append("end"))
     rounds.start()
     assert began.wait(20)
-    assert not fleet.database.lease(LEASE, "another", 1)
+    assert not fleet.database.lease(LEASE, "another", 600)
     rounds.stop()
     assert ended == ["round", "end"]
-    assert fleet.database.lease(LEASE, "another", 1)
+    assert fleet.database.lease(LEASE, "another", 600)
 
 
 def test_the_next_round_comes_after_as_long_as_the_one_before_said(fleet: Fleet) -> None:
