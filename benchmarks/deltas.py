@@ -32,8 +32,8 @@ from benchmarks import data_cifar10, data_photos
 from benchmarks.data_cifar10 import CACHE
 from benchmarks.machine import machine
 from benchmarks.networks import MissingDataError, efficientnet_lite0, resnet20
-from edgekit.fleet import deltas
-from edgekit.fleet.tensor_bytes import tensors
+from edgekit.fleet.releases import deltas
+from edgekit.fleet.releases.tensor_bytes import tensors
 from edgekit_runtime.deltas import COPY, LITERAL, WIDTHS
 
 RESULT = Path(__file__).parent / "results" / "deltas.json"

@@ -36,16 +36,17 @@ import numpy as np
 from sqlalchemy import func, insert, select
 
 from benchmarks.machine import machine, version
-from edgekit.fleet import registry, setup, signing
-from edgekit.fleet.access import Actor, device_token, hashed
 from edgekit.fleet.context import Fleet
-from edgekit.fleet.observed import TOTAL
-from edgekit.fleet.rollouts import Plan, Rollout
+from edgekit.fleet.identity.access import Actor, device_token, hashed
+from edgekit.fleet.operations import setup
+from edgekit.fleet.releases import registry, signing
+from edgekit.fleet.rules.rollouts import Plan, Rollout
 from edgekit.fleet.settings import FILE
 from edgekit.fleet.storage.database import Database, insert_new
 from edgekit.fleet.storage.tables import devices, minutes, rollouts, windows
 from edgekit.fleet.trust import keys
 from edgekit.fleet.trust import pending as proposals
+from edgekit.fleet.windows.observed import TOTAL
 from edgekit_runtime.contract import Artifact, File, Manifest, Release, TensorSpec
 from edgekit_runtime.shadow.comparators import Difference
 from edgekit_runtime.shadow.gather import Gathered

@@ -30,9 +30,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 
 from benchmarks.machine import machine
-from edgekit.fleet import publication, setup, steering
+from edgekit.fleet.conduct import steering
 from edgekit.fleet.context import Fleet
-from edgekit.fleet.rollouts import Plan
+from edgekit.fleet.operations import setup
+from edgekit.fleet.releases import publication
+from edgekit.fleet.rules.rollouts import Plan
 from edgekit_runtime.agent.fetcher import METADATA, TARGETS, Fetcher
 from edgekit_runtime.agent.transport import HttpTransport
 from edgekit_runtime.trust import Trust

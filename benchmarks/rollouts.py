@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.machine import machine
-from edgekit.fleet.gates import Limits
-from edgekit.fleet.rollouts import LIVE, Plan
+from edgekit.fleet.rules.gates import Limits
+from edgekit.fleet.rules.rollouts import LIVE, Plan
 from edgekit.fleet.simulate.many import joined, several
 from edgekit.fleet.simulate.run import History, run
 from edgekit.fleet.simulate.world import FAULTS, Hit, World

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import select
 
-from edgekit.fleet.access import (
+from edgekit.fleet.context import Fleet
+from edgekit.fleet.errors import ConflictError, DeniedError, InvalidError, NotFoundError
+from edgekit.fleet.identity.access import (
     ADMINISTER,
     DAY_S,
     OPERATE,
@@ -22,8 +24,6 @@ from edgekit.fleet.access import (
     make_token,
     revoke_token,
 )
-from edgekit.fleet.context import Fleet
-from edgekit.fleet.errors import ConflictError, DeniedError, InvalidError, NotFoundError
 from edgekit.fleet.storage import audit
 from edgekit.fleet.storage.tables import tokens
 from support.served_fleet import ADA, VIEWER, a_fleet, enrolled, moved

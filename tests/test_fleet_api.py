@@ -12,8 +12,8 @@ import httpx
 import pytest
 from sqlalchemy import insert
 
-from edgekit.fleet import steering
 from edgekit.fleet.client import Client
+from edgekit.fleet.conduct import steering
 from edgekit.fleet.errors import (
     ConflictError,
     DeniedError,
@@ -22,9 +22,9 @@ from edgekit.fleet.errors import (
     NotFoundError,
     TooMuchError,
 )
-from edgekit.fleet.figures import packed
-from edgekit.fleet.rollouts import Plan
+from edgekit.fleet.rules.rollouts import Plan
 from edgekit.fleet.storage.tables import devices, looks, minutes
+from edgekit.fleet.windows.figures import packed
 from edgekit_runtime.windows import Counts, Figures, Window
 from support.fleet_api import client, serving
 from support.fleets import ADMIN, REPORT, World, make

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert
 
-from edgekit.fleet import publication
-from edgekit.fleet.backup import restore, save
 from edgekit.fleet.context import Fleet
 from edgekit.fleet.errors import ConflictError, FleetError, InvalidError
+from edgekit.fleet.operations.backup import restore, save
+from edgekit.fleet.releases import publication
 from edgekit.fleet.storage import audit
 from edgekit.fleet.storage.tables import channels, deliveries, leases, metadata, webhooks, windows
 from support.fleets import World, make, rows

@@ -13,10 +13,10 @@ from sqlalchemy import insert, update
 from typer.testing import CliRunner, Result
 
 from edgekit.cli import app
-from edgekit.fleet import rollouts as rollout_rules
-from edgekit.fleet import steering
+from edgekit.fleet.conduct import steering
 from edgekit.fleet.context import Fleet
-from edgekit.fleet.setup import Made
+from edgekit.fleet.operations.setup import Made
+from edgekit.fleet.rules import rollouts as rollout_rules
 from edgekit.fleet.storage.tables import channels
 from support.fleet_api import serving
 from support.fleets import Clock, World
@@ -282,7 +282,7 @@ def test_every_command_has_help_with_an_example() -> None:
 def test_what_others_wrote_does_not_command_the_terminal(fleet: World) -> None:
     from rich.console import Console
 
-    from edgekit.fleet.terminal import rollout_view
+    from edgekit.fleet.commands.terminal import rollout_view
 
     console = Console(record=True, width=100)
     view = {

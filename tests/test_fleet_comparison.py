@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit.fleet.comparison import MAX_POINTS, Minute, compare, index, series
+from edgekit.fleet.windows.comparison import MAX_POINTS, Minute, compare, index, series
 from edgekit_runtime.sketches import Moments, Sketch
 from edgekit_runtime.windows import Counts, Drift, Figures, Noise, Side
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from edgekit.fleet import access, steering
-from edgekit.fleet.dashboard import sessions
+from edgekit.fleet.conduct import steering
+from edgekit.fleet.identity import access
+from edgekit.fleet.server.dashboard import sessions
 from support import dashboard_world
 from support.browser import CHROMIUM, DESKTOP, MISSING, PHONE, Desk, a_desk, chromium, serving
 from support.dashboard_told import Board

@@ -10,10 +10,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from edgekit.fleet import access, steering
-from edgekit.fleet.dashboard import pages, sessions
-from edgekit.fleet.dashboard.desk import SIGN_INS_AT_ONCE
+from edgekit.fleet.conduct import steering
 from edgekit.fleet.errors import DeniedError, UnavailableError
+from edgekit.fleet.identity import access
+from edgekit.fleet.server.dashboard import pages, sessions
+from edgekit.fleet.server.dashboard.desk import SIGN_INS_AT_ONCE
 from support import dashboard_world
 from support.browser import serving
 from support.dashboard_told import Board

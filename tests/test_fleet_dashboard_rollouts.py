@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edgekit.fleet.dashboard.views import gates, rollout, steps
+from edgekit.fleet.server.dashboard.views import gates, rollout, steps
 from support.dashboard_rows import NAMES, NOW_S, a_look, a_rollout, a_tree, a_verdict
 
 START = "Stage 1 of 4 runs in the shadow of 1%"

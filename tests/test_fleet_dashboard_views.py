@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit.fleet import registry
-from edgekit.fleet.comparison import Minute
-from edgekit.fleet.dashboard import plots, words
-from edgekit.fleet.dashboard.queries import Group, Operations
-from edgekit.fleet.dashboard.views import audit, comparison, devices, models, overview
-from edgekit.fleet.dashboard.views.common import bars
-from edgekit.fleet.gates import GATES, Verdict
+from edgekit.fleet.releases import registry
+from edgekit.fleet.rules.gates import GATES, Verdict
+from edgekit.fleet.server.dashboard import plots, words
+from edgekit.fleet.server.dashboard.queries import Group, Operations
+from edgekit.fleet.server.dashboard.views import audit, comparison, devices, models, overview
+from edgekit.fleet.server.dashboard.views.common import bars
 from edgekit.fleet.settings import Settings
 from edgekit.fleet.storage.audit import Break, Head
+from edgekit.fleet.windows.comparison import Minute
 from edgekit_runtime.policies import BUCKETS
 from support.dashboard_rows import NAMES, NOW_S, a_rollout, a_tree
 from support.dashboard_told import figures

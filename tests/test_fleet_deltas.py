@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from edgekit.fleet import deltas
-from edgekit.fleet.deltas import Delta, Segment, difference, make, matched, pack, patch, subtract
-from edgekit.fleet.tensor_bytes import Span, tensors
+from edgekit.fleet.releases import deltas
+from edgekit.fleet.releases.deltas import Delta, Segment, difference, make, matched, pack, patch, subtract
+from edgekit.fleet.releases.tensor_bytes import Span, tensors
 from edgekit_runtime import deltas as wire
 from support.tiny_files import write_onnx, write_tflite
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import select
 
-from edgekit.fleet import enrolment
-from edgekit.fleet.access import device_of
 from edgekit.fleet.context import Fleet
-from edgekit.fleet.enrolment import (
+from edgekit.fleet.errors import ConflictError, DeniedError, FleetError, InvalidError, NotFoundError
+from edgekit.fleet.identity import enrolment
+from edgekit.fleet.identity.access import device_of
+from edgekit.fleet.identity.enrolment import (
     allow_again,
     enrol,
     find,
@@ -21,11 +22,10 @@ from edgekit.fleet.enrolment import (
     revoke,
     set_labels,
 )
-from edgekit.fleet.errors import ConflictError, DeniedError, FleetError, InvalidError, NotFoundError
-from edgekit.fleet.ingest import take
-from edgekit.fleet.merging import merge
 from edgekit.fleet.storage import audit
 from edgekit.fleet.storage.tables import devices, enrolment_codes, evidence, reports, windows
+from edgekit.fleet.windows.ingest import take
+from edgekit.fleet.windows.merging import merge
 from support.served_fleet import (
     ADA,
     OPERATOR,

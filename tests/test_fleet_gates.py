@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.fleet.errors import InvalidError
-from edgekit.fleet.evidence import Columns, Evidence, Observation, Slice
-from edgekit.fleet.gates import FAIL, HOLD, PASS, Limits, Verdict, judged
+from edgekit.fleet.rules.evidence import Columns, Evidence, Observation, Slice
+from edgekit.fleet.rules.gates import FAIL, HOLD, PASS, Limits, Verdict, judged
 from edgekit.fleet.statistics import means, parts
 from edgekit_runtime.sketches import Sketch, bin_of
 from edgekit_runtime.windows import Counts, Figures, Noise, Side

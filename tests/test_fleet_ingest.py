@@ -16,10 +16,10 @@ from sqlalchemy import select, text
 
 from edgekit.fleet.context import Fleet
 from edgekit.fleet.errors import DeniedError, FleetError, InvalidError, TooMuchError, UnavailableError
-from edgekit.fleet.ingest import Writer, take
-from edgekit.fleet.posts import read_post, unpacked
 from edgekit.fleet.storage.tables import devices, evidence, reports, windows
-from edgekit.fleet.window_schema import quickly_read
+from edgekit.fleet.windows.ingest import Writer, take
+from edgekit.fleet.windows.posts import read_post, unpacked
+from edgekit.fleet.windows.schema import quickly_read
 from edgekit_runtime.sketches import FIRST_BIN, LAST_BIN, MAX_COUNT
 from edgekit_runtime.strict_json import ContractError
 from edgekit_runtime.windows import Window

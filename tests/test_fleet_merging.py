@@ -15,20 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, insert, select, update
 
-from edgekit.fleet import merging
-from edgekit.fleet.access import Device
-from edgekit.fleet.belonging import MOST_VALUES, stage_of, values_of
 from edgekit.fleet.context import Fleet
-from edgekit.fleet.enrolment import forget
 from edgekit.fleet.errors import UnavailableError
-from edgekit.fleet.evidence import Evidence, Observation
-from edgekit.fleet.figures import MAX_INPUTS, MAX_PAIRS, Judged, Shown, Sum, unpacked
-from edgekit.fleet.gates import Limits
-from edgekit.fleet.ingest import take
-from edgekit.fleet.merging import cohort_size, evidence_of, merge
-from edgekit.fleet.observed import TOTAL
-from edgekit.fleet.rollouts import LIVE, Plan, Rollout, bound_of
+from edgekit.fleet.identity.access import Device
+from edgekit.fleet.identity.enrolment import forget
+from edgekit.fleet.rules.evidence import Evidence, Observation
+from edgekit.fleet.rules.gates import Limits
+from edgekit.fleet.rules.rollouts import LIVE, Plan, Rollout, bound_of
 from edgekit.fleet.storage.tables import devices, evidence, looks, minutes, windows
+from edgekit.fleet.windows import merging
+from edgekit.fleet.windows.belonging import MOST_VALUES, stage_of, values_of
+from edgekit.fleet.windows.figures import MAX_INPUTS, MAX_PAIRS, Judged, Shown, Sum, unpacked
+from edgekit.fleet.windows.ingest import take
+from edgekit.fleet.windows.merging import cohort_size, evidence_of, merge
+from edgekit.fleet.windows.observed import TOTAL
 from edgekit_runtime.policies import BUCKETS, bucket_of
 from edgekit_runtime.sketches import FIRST_BIN, LAST_BIN, MAX_COUNT, Moments, Sketch
 from edgekit_runtime.windows import Counts, Drift, Figures, Noise, Side, Window

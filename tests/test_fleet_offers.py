@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sqlalchemy import insert
 
-from edgekit.fleet import offers, publication
+from edgekit.fleet.releases import offers, publication
 from edgekit.fleet.storage.tables import channels, devices, versions
 from edgekit_runtime.agent.fetch import fetch
 from edgekit_runtime.agent.transport import Answer

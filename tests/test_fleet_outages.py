@@ -20,11 +20,13 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from edgekit.fleet import conductor, publication, setup, steering, webhooks
 from edgekit.fleet.background import Repeated
+from edgekit.fleet.conduct import conductor, steering, webhooks
 from edgekit.fleet.context import Fleet
 from edgekit.fleet.errors import ConflictError
-from edgekit.fleet.rollouts import Plan
+from edgekit.fleet.operations import setup
+from edgekit.fleet.releases import publication
+from edgekit.fleet.rules.rollouts import Plan
 from edgekit.fleet.storage import audit, tables
 from edgekit.fleet.storage.database import Database
 from edgekit.fleet.storage.tables import decisions, deliveries, looks, rollouts, windows

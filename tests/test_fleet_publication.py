@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert, update
 
-from edgekit.fleet import publication, signing
 from edgekit.fleet.context import Fleet
-from edgekit.fleet.documents import BlobDocuments
 from edgekit.fleet.errors import ConflictError, InvalidError
-from edgekit.fleet.rollouts import Plan, Rollout
+from edgekit.fleet.releases import publication, signing
+from edgekit.fleet.releases.documents import BlobDocuments
+from edgekit.fleet.rules.rollouts import Plan, Rollout
 from edgekit.fleet.storage.blobs import open_blobs
 from edgekit.fleet.storage.tables import channels, rollouts
 from edgekit_runtime.agent.fetch import fetch, release_path

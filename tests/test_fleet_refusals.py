@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import insert
 from starlette.testclient import TestClient
 
-from edgekit.fleet.access import hashed, make_token, revoke_token
 from edgekit.fleet.context import Fleet
+from edgekit.fleet.identity.access import hashed, make_token, revoke_token
 from edgekit.fleet.server.app import create_app
 from edgekit.fleet.storage.tables import metadata, tokens
 from support.fleets import rows

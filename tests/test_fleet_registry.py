@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert
 
-from edgekit.fleet import registry, signing, steering
+from edgekit.fleet.conduct import steering
 from edgekit.fleet.errors import ConflictError, DeniedError, InvalidError, NotFoundError, TooMuchError
-from edgekit.fleet.rollouts import Plan
+from edgekit.fleet.releases import registry, signing
+from edgekit.fleet.rules.rollouts import Plan
 from edgekit.fleet.storage import audit
 from edgekit.fleet.storage.tables import channels
 from edgekit.fleet.trust import keys

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from edgekit.fleet.context import Fleet
-from edgekit.fleet.ingest import take
-from edgekit.fleet.merging import merge
-from edgekit.fleet.retention import BATCH, sweep
+from edgekit.fleet.operations.retention import BATCH, sweep
 from edgekit.fleet.storage.database import insert_new
 from edgekit.fleet.storage.tables import deliveries, looks, minutes, webhooks, windows
+from edgekit.fleet.windows.ingest import take
+from edgekit.fleet.windows.merging import merge
 from support.databases import KINDS
 from support.fleets import rows
 from support.served_fleet import a_body, a_fleet, a_window, add_rollout, count, enrolled, moved

@@ -12,10 +12,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from edgekit.fleet import rollouts
 from edgekit.fleet.errors import ConflictError, InvalidError
-from edgekit.fleet.gates import FAIL, HOLD, PASS, Limits, Verdict
-from edgekit.fleet.rollouts import (
+from edgekit.fleet.rules import rollouts
+from edgekit.fleet.rules.gates import FAIL, HOLD, PASS, Limits, Verdict
+from edgekit.fleet.rules.rollouts import (
     ABORTED,
     COMPLETED,
     FAILED,

@@ -19,10 +19,10 @@ import pytest
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from edgekit.fleet.access import READ, Device, make_token
 from edgekit.fleet.context import Fleet
-from edgekit.fleet.enrolment import forget, make_code, revoke
 from edgekit.fleet.errors import TooMuchError
+from edgekit.fleet.identity.access import READ, Device, make_token
+from edgekit.fleet.identity.enrolment import forget, make_code, revoke
 from edgekit.fleet.server.app import create_app
 from edgekit.fleet.server.rates import Rates, TooOftenError
 from edgekit.fleet.server.state import MOST_SENDERS, Senders
@@ -217,7 +217,7 @@ def test_roles_are_asked_for_where_a_route_needs_one(fleet):
 
     from fastapi import Depends
 
-    from edgekit.fleet.access import PUBLISH, Actor
+    from edgekit.fleet.identity.access import PUBLISH, Actor
     from edgekit.fleet.server.auth import needs
 
     app = create_app(fleet)

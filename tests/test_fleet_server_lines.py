@@ -11,8 +11,8 @@ from itertools import repeat
 import httpx
 import pytest
 
-from edgekit.fleet.access import make_token
 from edgekit.fleet.context import Fleet
+from edgekit.fleet.identity.access import make_token
 from edgekit.fleet.server import lines
 from edgekit.fleet.storage.tables import windows
 from support.served_fleet import ADA, a_body, a_fleet, a_window, count, enrolled, serving

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.fleet import access, setup
 from edgekit.fleet.context import Fleet
 from edgekit.fleet.errors import ConflictError, DeniedError, FleetError, InvalidError
+from edgekit.fleet.identity import access
+from edgekit.fleet.operations import setup
 from edgekit.fleet.trust import keys
 from edgekit_runtime.errors import TrustError
 from support.fleets import make

@@ -15,8 +15,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from edgekit.fleet.errors import InvalidError
-from edgekit.fleet.gates import Limits
-from edgekit.fleet.rollouts import COMPLETED, FAILED, HELD, LIVE, SHADOW, Plan
+from edgekit.fleet.rules.gates import Limits
+from edgekit.fleet.rules.rollouts import COMPLETED, FAILED, HELD, LIVE, SHADOW, Plan
 from edgekit.fleet.simulate import command as command_module
 from edgekit.fleet.simulate.command import Options, command, simulate
 from edgekit.fleet.simulate.many import many

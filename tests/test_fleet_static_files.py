@@ -10,8 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from edgekit.fleet import publication, steering
-from edgekit.fleet.rollouts import Plan
+from edgekit.fleet.conduct import steering
+from edgekit.fleet.releases import publication
+from edgekit.fleet.rules.rollouts import Plan
 from edgekit.fleet.storage.tables import windows
 from edgekit_runtime.agent.fetch import fetch
 from edgekit_runtime.agent.fetcher import METADATA, TARGETS, Fetcher

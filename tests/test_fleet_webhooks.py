@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import insert
 
-from edgekit.fleet import webhooks
+from edgekit.fleet.conduct import webhooks
 from edgekit.fleet.errors import DeniedError, InvalidError, NotFoundError
 from edgekit.fleet.storage.tables import deliveries
 from support.fleets import ADMIN, VIEWER, World, make, rows

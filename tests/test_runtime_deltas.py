@@ -18,7 +18,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit.fleet.deltas import Segment, pack
+from edgekit.fleet.releases.deltas import Segment, pack
 from edgekit_runtime import deltas
 from edgekit_runtime.agent import by_delta
 from edgekit_runtime.agent.fetch import fetch, release_path

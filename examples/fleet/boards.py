@@ -16,10 +16,10 @@ from typing import Any
 
 import httpx
 
-from edgekit.fleet import setup
 from edgekit.fleet.client import Client, Place
-from edgekit.fleet.publishing import prepare, publish
-from edgekit.fleet.setup import Made
+from edgekit.fleet.commands.publishing import prepare, publish
+from edgekit.fleet.operations import setup
+from edgekit.fleet.operations.setup import Made
 from edgekit.fleet.trust import keys
 from edgekit_runtime.state import IDLE, State
 from edgekit_runtime.store import Store

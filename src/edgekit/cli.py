@@ -17,7 +17,7 @@ from rich.console import Console
 from edgekit import __version__
 from edgekit.doctor import check_here, table
 from edgekit.errors import EdgekitError, LoweringError
-from edgekit.fleet import cli as fleet_commands
+from edgekit.fleet.commands import cli as fleet_commands
 from edgekit_devices import ProfileError
 
 app = typer.Typer(

@@ -21,9 +21,10 @@ from typing import Final
 import httpx
 from sqlalchemy import select
 
-from edgekit.fleet import conductor, merging
-from edgekit.fleet.enrolment import enrol, make_code
+from edgekit.fleet.conduct import conductor
+from edgekit.fleet.identity.enrolment import enrol, make_code
 from edgekit.fleet.storage.tables import tokens
+from edgekit.fleet.windows import merging
 from support.fleet_api import client, serving
 from support.fleets import ADMIN, World, make
 from support.served_fleet import a_body, a_report, a_window

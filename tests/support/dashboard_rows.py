@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgekit.fleet.gates import Verdict
-from edgekit.fleet.rollouts import Plan, Rollout
+from edgekit.fleet.rules.gates import Verdict
+from edgekit.fleet.rules.rollouts import Plan, Rollout
 
 NOW_S = 1_900_000_000.0
 NAMES = {"a" * 64: ("door", "1.0"), "b" * 64: ("door", "1.1")}

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import insert, update
 
-from edgekit.fleet import steering
-from edgekit.fleet.belonging import evidence_row
-from edgekit.fleet.figures import packed
-from edgekit.fleet.rollouts import Rollout
+from edgekit.fleet.conduct import steering
+from edgekit.fleet.rules.rollouts import Rollout
 from edgekit.fleet.storage.tables import devices, evidence, minutes, reports, windows
+from edgekit.fleet.windows.belonging import evidence_row
+from edgekit.fleet.windows.figures import packed
 from edgekit_runtime.policies import bucket_of
 from edgekit_runtime.sketches import LOG_GROWTH, Moments, Sketch
 from edgekit_runtime.windows import Counts, Drift, Figures, Noise, Side, Window

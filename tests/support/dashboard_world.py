@@ -23,17 +23,18 @@ from typing import Any
 import numpy as np
 from sqlalchemy import insert, update
 
-from edgekit.fleet import registry, steering
-from edgekit.fleet import rollouts as rules
-from edgekit.fleet.access import Actor, make_token
-from edgekit.fleet.conductor import LEASE
+from edgekit.fleet.conduct import steering
+from edgekit.fleet.conduct.conductor import LEASE
+from edgekit.fleet.conduct.steering import CONDUCTOR
 from edgekit.fleet.context import Fleet
-from edgekit.fleet.evidence import Columns, Evidence, Observation, Slice
-from edgekit.fleet.gates import Limits, judged
-from edgekit.fleet.merging import cohort_size
-from edgekit.fleet.rollouts import Plan, Rollout
-from edgekit.fleet.steering import CONDUCTOR
+from edgekit.fleet.identity.access import Actor, make_token
+from edgekit.fleet.releases import registry
+from edgekit.fleet.rules import rollouts as rules
+from edgekit.fleet.rules.evidence import Columns, Evidence, Observation, Slice
+from edgekit.fleet.rules.gates import Limits, judged
+from edgekit.fleet.rules.rollouts import Plan, Rollout
 from edgekit.fleet.storage.tables import devices, leases
+from edgekit.fleet.windows.merging import cohort_size
 from edgekit_runtime.contract import Artifact, File, Manifest, Release, TensorSpec
 from edgekit_runtime.policies import BUCKETS
 from edgekit_runtime.sketches import Sketch

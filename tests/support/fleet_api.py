@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from edgekit.fleet.access import Actor, make_token
 from edgekit.fleet.client import Client, Place
+from edgekit.fleet.identity.access import Actor, make_token
 from edgekit.fleet.server import api_routes
 from edgekit.fleet.server.app import ROUTERS, create_app
 from edgekit.fleet.server.lines import BoundedLine

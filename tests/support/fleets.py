@@ -11,11 +11,12 @@ from typing import Any
 from tuf.api.exceptions import DownloadHTTPError
 from tuf.ngclient.fetcher import FetcherInterface
 
-from edgekit.fleet import registry, setup, signing
-from edgekit.fleet.access import Actor
 from edgekit.fleet.context import Fleet
 from edgekit.fleet.errors import NotFoundError
-from edgekit.fleet.setup import Made
+from edgekit.fleet.identity.access import Actor
+from edgekit.fleet.operations import setup
+from edgekit.fleet.operations.setup import Made
+from edgekit.fleet.releases import registry, signing
 from edgekit.fleet.storage.blobs import Blobs
 from edgekit.fleet.storage.database import Database
 from edgekit.fleet.trust import keys

@@ -10,10 +10,10 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from edgekit.fleet import conductor, steering
-from edgekit.fleet.access import Actor
+from edgekit.fleet.conduct import conductor, steering
 from edgekit.fleet.context import Fleet
 from edgekit.fleet.errors import ConflictError, UnavailableError
+from edgekit.fleet.identity.access import Actor
 
 PERSON = Actor("olga", "operator")
 

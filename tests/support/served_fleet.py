@@ -15,10 +15,10 @@ from typing import Any
 import uvicorn
 from sqlalchemy import func, insert, select
 
-from edgekit.fleet.access import Actor, Device, device_of
 from edgekit.fleet.context import Fleet
-from edgekit.fleet.enrolment import enrol, make_code
-from edgekit.fleet.rollouts import Plan, Rollout
+from edgekit.fleet.identity.access import Actor, Device, device_of
+from edgekit.fleet.identity.enrolment import enrol, make_code
+from edgekit.fleet.rules.rollouts import Plan, Rollout
 from edgekit.fleet.server.app import create_app
 from edgekit.fleet.server.lines import BoundedLine
 from edgekit.fleet.settings import Settings

@@ -12,11 +12,11 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from edgekit.fleet import comparison, views
-from edgekit.fleet.access import READ, Actor
 from edgekit.fleet.errors import FleetError
+from edgekit.fleet.identity.access import READ, Actor
 from edgekit.fleet.server import api_models as api
 from edgekit.fleet.server.auth import Common, needs
+from edgekit.fleet.windows import comparison, views
 
 router: Final = APIRouter()
 # Seconds between two looks at the tables, and after which a watcher asks again, which its browser does by itself.

@@ -6,8 +6,8 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Path, Query
 
-from edgekit.fleet import enrolment
-from edgekit.fleet.access import OPERATE, READ, Actor
+from edgekit.fleet.identity import enrolment
+from edgekit.fleet.identity.access import OPERATE, READ, Actor
 from edgekit.fleet.server import api_models as api
 from edgekit.fleet.server.auth import Common, needs
 from edgekit.fleet.server.device_routes import DEVICE

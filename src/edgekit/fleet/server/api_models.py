@@ -9,11 +9,11 @@ from fastapi import Path, Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.config import JsonDict
 
-from edgekit.fleet import access
-from edgekit.fleet.gates import Limits
-from edgekit.fleet.rollouts import MODES, Plan
+from edgekit.fleet.conduct.steering import EVENTS
+from edgekit.fleet.identity import access
+from edgekit.fleet.rules.gates import Limits
+from edgekit.fleet.rules.rollouts import MODES, Plan
 from edgekit.fleet.statistics.ratios import LARGEST_RATIO
-from edgekit.fleet.steering import EVENTS
 from edgekit_runtime import cohorts
 from edgekit_runtime.labels import MAX_LABELS
 
@@ -95,7 +95,7 @@ class Settle(Asked):
 
 
 class LimitsAsked(Asked):
-    """As `edgekit.fleet.gates.Limits`."""
+    """As `edgekit.fleet.rules.gates.Limits`."""
 
     agreement: Share = _LIMITS.agreement
     errors: Share = _LIMITS.errors
@@ -109,7 +109,7 @@ class LimitsAsked(Asked):
 
 
 class RolloutAsked(Asked):
-    """A rollout; its plan as `edgekit.fleet.rollouts.Plan`."""
+    """A rollout; its plan as `edgekit.fleet.rules.rollouts.Plan`."""
 
     model: str = Field(min_length=1, max_length=128, pattern=PLAIN)
     version: str = Field(min_length=1, max_length=64, pattern=PLAIN)
@@ -189,7 +189,7 @@ class Uploaded(BaseModel):
 
 
 class Version(BaseModel):
-    """As `edgekit.fleet.registry.Version`."""
+    """As `edgekit.fleet.releases.registry.Version`."""
 
     id: str
     model: str
@@ -273,7 +273,7 @@ class Channels(BaseModel):
 
 
 class Verdict(BaseModel):
-    """As `edgekit.fleet.gates.Verdict`."""
+    """As `edgekit.fleet.rules.gates.Verdict`."""
 
     gate: str
     outcome: str
@@ -327,7 +327,7 @@ class Decisions(BaseModel):
 
 
 class Rollout(BaseModel):
-    """As `edgekit.fleet.rollouts.Rollout`, with the names that belong to it."""
+    """As `edgekit.fleet.rules.rollouts.Rollout`, with the names that belong to it."""
 
     id: str
     model: str
@@ -363,7 +363,7 @@ class Rollouts(BaseModel):
 
 
 class Compared(BaseModel):
-    """As `edgekit.fleet.comparison`: everything together, over time, and the parts that can be asked for."""
+    """As `edgekit.fleet.windows.comparison`: everything together, over time, and the parts that can be asked for."""
 
     total: dict[str, Any]
     series: list[dict[str, Any]]

@@ -7,12 +7,14 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Path, Query
 
-from edgekit.fleet import access, views, webhooks
-from edgekit.fleet.access import ADMINISTER, READ, Actor
+from edgekit.fleet.conduct import webhooks
+from edgekit.fleet.identity import access
+from edgekit.fleet.identity.access import ADMINISTER, READ, Actor
 from edgekit.fleet.server import api_models as api
 from edgekit.fleet.server.auth import Common, needs
 from edgekit.fleet.storage import audit
 from edgekit.fleet.storage.audit import Head
+from edgekit.fleet.windows import views
 
 router: Final = APIRouter()
 

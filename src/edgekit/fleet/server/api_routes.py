@@ -12,16 +12,18 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from edgekit.fleet import publication, registry, signing, steering, views
-from edgekit.fleet.access import OPERATE, PUBLISH, READ, Actor
+from edgekit.fleet.conduct import steering
 from edgekit.fleet.errors import FleetError, InvalidError
-from edgekit.fleet.rollouts import OPEN
+from edgekit.fleet.identity.access import OPERATE, PUBLISH, READ, Actor
+from edgekit.fleet.releases import publication, registry, signing
+from edgekit.fleet.rules.rollouts import OPEN
 from edgekit.fleet.server import api_comparison, api_devices, api_operations
 from edgekit.fleet.server import api_models as api
 from edgekit.fleet.server.answers import answered, problems
 from edgekit.fleet.server.auth import Common, needs
 from edgekit.fleet.trust import pending as proposals
 from edgekit.fleet.trust.pending import Missing
+from edgekit.fleet.windows import views
 
 REFUSALS: Final = problems(400, 401, 403, 404, 408, 409, 413, 422, 429, 503)
 router: Final = APIRouter(prefix="/v1", responses=REFUSALS)

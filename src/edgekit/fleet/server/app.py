@@ -13,14 +13,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgekit.fleet.context import Fleet
-from edgekit.fleet.dashboard import routes as dashboard
-from edgekit.fleet.ingest import Writer
 from edgekit.fleet.server import api_routes, device_routes, health, static_routes
 from edgekit.fleet.server.answers import handle_errors
 from edgekit.fleet.server.bodies import BoundedBodies
+from edgekit.fleet.server.dashboard import routes as dashboard
 from edgekit.fleet.server.metrics import Metrics
 from edgekit.fleet.server.state import Shared
 from edgekit.fleet.server.tracing import trace
+from edgekit.fleet.windows.ingest import Writer
 
 ROUTERS: Final[tuple[APIRouter, ...]] = (
     device_routes.router,

@@ -9,8 +9,8 @@ from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
-from edgekit.fleet.access import Actor, Device, authenticated, device_of, hashed
 from edgekit.fleet.errors import DeniedError
+from edgekit.fleet.identity.access import Actor, Device, authenticated, device_of, hashed
 from edgekit.fleet.server.state import Shared, shared
 
 _API: Final = HTTPBearer(
@@ -25,7 +25,7 @@ def needs(permission: str) -> Callable[..., Actor]:
     """A dependency: the actor, where the role of the token allows something.
 
     Args:
-        permission: one of those of `edgekit.fleet.access`.
+        permission: one of those of `edgekit.fleet.identity.access`.
     """
 
     def actor(

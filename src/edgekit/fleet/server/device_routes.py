@@ -10,15 +10,15 @@ from fastapi import APIRouter, Depends, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
-from edgekit.fleet import ingest
-from edgekit.fleet.access import Device
-from edgekit.fleet.enrolment import enrol
 from edgekit.fleet.errors import DeniedError
-from edgekit.fleet.posts import Post
+from edgekit.fleet.identity.access import Device
+from edgekit.fleet.identity.enrolment import enrol
 from edgekit.fleet.server.answers import problems
 from edgekit.fleet.server.auth import Common, device
 from edgekit.fleet.server.bodies import read_body, unpack
 from edgekit.fleet.server.state import Shared
+from edgekit.fleet.windows import ingest
+from edgekit.fleet.windows.posts import Post
 
 router: Final = APIRouter(tags=["devices"])
 DEVICE: Final = r"^[0-9A-Za-z][0-9A-Za-z._-]{0,127}$"

@@ -18,7 +18,7 @@ from sqlalchemy import case, func, select
 
 from edgekit.fleet.context import Fleet
 from edgekit.fleet.errors import FleetError
-from edgekit.fleet.rollouts import OPEN
+from edgekit.fleet.rules.rollouts import OPEN
 from edgekit.fleet.storage.tables import devices, looks, rollouts, windows
 
 FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"

@@ -22,13 +22,16 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
-from edgekit.fleet import conductor, merging, offers, retention, webhooks
 from edgekit.fleet.background import Repeated
+from edgekit.fleet.conduct import conductor, webhooks
 from edgekit.fleet.context import Fleet
 from edgekit.fleet.errors import InvalidError
+from edgekit.fleet.operations import retention
+from edgekit.fleet.releases import offers
 from edgekit.fleet.server import metrics
 from edgekit.fleet.server.app import create_app
 from edgekit.fleet.server.lines import BoundedLine
+from edgekit.fleet.windows import merging
 
 log = logging.getLogger(__name__)
 

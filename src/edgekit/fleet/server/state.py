@@ -9,12 +9,12 @@ from typing import Final
 from anyio import CapacityLimiter
 from starlette.requests import HTTPConnection
 
-from edgekit.fleet.access import Device
 from edgekit.fleet.context import Fleet
-from edgekit.fleet.ingest import Writer
+from edgekit.fleet.identity.access import Device
 from edgekit.fleet.server.metrics import Metrics
 from edgekit.fleet.server.probes import Probes
 from edgekit.fleet.server.rates import Rates
+from edgekit.fleet.windows.ingest import Writer
 
 # Reading packs, which others need not wait for; the rest of it has the interpreter to itself.
 READERS: Final = 2

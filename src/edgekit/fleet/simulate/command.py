@@ -15,8 +15,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from edgekit.errors import EdgekitError
 from edgekit.fleet.errors import InvalidError
-from edgekit.fleet.gates import Limits
-from edgekit.fleet.rollouts import MODES, Plan
+from edgekit.fleet.rules.gates import Limits
+from edgekit.fleet.rules.rollouts import MODES, Plan
 from edgekit.fleet.simulate.many import many
 from edgekit.fleet.simulate.picture import summary_table, svg, table
 from edgekit.fleet.simulate.run import History, Moment, run

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from statistics import median, quantiles
 from typing import Any
 
-from edgekit.fleet import rollouts
-from edgekit.fleet.gates import FAIL, HOLD
-from edgekit.fleet.rollouts import Plan
+from edgekit.fleet.rules import rollouts
+from edgekit.fleet.rules.gates import FAIL, HOLD
+from edgekit.fleet.rules.rollouts import Plan
 from edgekit.fleet.simulate.run import History, run
 from edgekit.fleet.simulate.world import World
 

@@ -9,7 +9,7 @@ from typing import Final
 from markupsafe import escape
 from rich.table import Table
 
-from edgekit.fleet import rollouts
+from edgekit.fleet.rules import rollouts
 from edgekit.fleet.simulate.many import Summary
 from edgekit.fleet.simulate.run import History, Moment
 

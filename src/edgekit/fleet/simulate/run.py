@@ -12,10 +12,10 @@ from typing import Final
 
 import numpy as np
 
-from edgekit.fleet import rollouts
-from edgekit.fleet.evidence import Evidence, Flags
-from edgekit.fleet.gates import Verdict, judged
-from edgekit.fleet.rollouts import LIVE, SHADOW, Plan, Rollout
+from edgekit.fleet.rules import rollouts
+from edgekit.fleet.rules.evidence import Evidence, Flags
+from edgekit.fleet.rules.gates import Verdict, judged
+from edgekit.fleet.rules.rollouts import LIVE, SHADOW, Plan, Rollout
 from edgekit.fleet.simulate.sample import BASELINE, BEGAN_S, RELEASE, Sample
 from edgekit.fleet.simulate.track import Index, Report, Seen, Track
 from edgekit.fleet.simulate.world import Devices, World, combinations, device_id, drawn, made

@@ -6,8 +6,8 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Final
 
-from edgekit.fleet.evidence import Observation
-from edgekit.fleet.rollouts import SHADOW
+from edgekit.fleet.rules.evidence import Observation
+from edgekit.fleet.rules.rollouts import SHADOW
 from edgekit_runtime.sketches import Sketch, bin_of
 from edgekit_runtime.windows import Counts, Figures, Side, Window
 

@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.fleet.evidence import Columns, Evidence, Flags, Slice
-from edgekit.fleet.rollouts import SHADOW
+from edgekit.fleet.rules.evidence import Columns, Evidence, Flags, Slice
+from edgekit.fleet.rules.rollouts import SHADOW
 from edgekit_runtime.policies import BUCKETS
 from edgekit_runtime.sketches import Sketch, bin_of
 

@@ -123,7 +123,7 @@ rollouts = Table(
     Column("channel", NAME, nullable=False),
     Column("release", RELEASE_ID, ForeignKey("versions.id"), nullable=False, index=True),
     Column("state", String(16), nullable=False, index=True),
-    # `edgekit.fleet.rollouts.Rollout` as JSON, whole.
+    # `edgekit.fleet.rules.rollouts.Rollout` as JSON, whole.
     Column("document", Plain, nullable=False),
     # Raised with every change, and compared before it: two servers never take the same step twice.
     Column("revision", Integer, nullable=False),

@@ -1,0 +1,1 @@
+"""`edgekit publish`, `edgekit rollout …` and `edgekit fleet …`."""

@@ -1,0 +1,1 @@
+"""Who asks: people and their tokens, devices and their codes."""

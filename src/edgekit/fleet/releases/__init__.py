@@ -1,0 +1,1 @@
+"""Versions: registry, signatures, what is published for devices, and deltas between versions."""
