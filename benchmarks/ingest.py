@@ -5,9 +5,9 @@ generator, server with its merging, and database share this machine. Posts are a
 window of a few minutes to the 39 that wait after a night offline. They are sent at fixed times, and each one's latency
 counts from when it was due, so a server that stalls is not asked less often.
 
-Then, under the same load, the server is killed (SIGKILL, all its processes) and started again; a post without an answer
-is sent again, as an agent does. At the end each window that was answered is in the database once, and the merged sums
-have as many windows as the table.
+Then, under the same load for as long again, the server is killed (SIGKILL, all its processes) and started again; a post
+without an answer is sent again, as an agent does. At the end each window that was answered is in the database once, and
+the merged sums have as many windows as the table.
 """
 
 from __future__ import annotations
@@ -280,16 +280,14 @@ async def _asked(line: Any, request: bytes) -> tuple[int, bytes]:
     return int(head.split()[1]), await reader.readexactly(length)
 
 
-async def killed(server: Server, kills: int, running: asyncio.Task[Load]) -> int:
-    """Kill the server while the load runs."""
-    done = 0
-    while done < kills and not running.done():
-        await asyncio.sleep(2.0 + random.random() * 2)
+async def killed(server: Server, kills: int, seconds: float) -> int:
+    """Kill the server at moments that are spread over the time in which windows are sent."""
+    for _ in range(kills):
+        await asyncio.sleep(seconds / (kills + 1) * random.uniform(0.6, 1.0))
         server.kill()
-        done += 1
         server.start()
         await ready(server.port)
-    return done
+    return kills
 
 
 def drained(database: Database) -> float:
@@ -396,8 +394,8 @@ async def _runs(
     clean = await load(server.port, made, pieces, options.rate, options.seconds)
     dirty, kills = Load(), 0
     if options.kills:
-        running = asyncio.create_task(load(server.port, made, pieces, options.rate / 2, options.kills * 5.0))
-        kills = await killed(server, options.kills, running)
+        running = asyncio.create_task(load(server.port, made, pieces, options.rate, options.seconds))
+        kills = await killed(server, options.kills, options.seconds)
         dirty = await running
     return clean, dirty, kills
 

@@ -16,7 +16,7 @@ from edgekit.fleet.server.probes import Probes
 from edgekit.fleet.server.rates import Rates
 from edgekit.fleet.windows.ingest import Writer
 
-# Reading packs, which others need not wait for; the rest of it has the interpreter to itself.
+# Large posts that are read at once. The interpreter reads one at a time, but packs them beside it.
 READERS: Final = 2
 # Devices that are remembered, about 500 bytes each.
 MOST_SENDERS: Final = 50_000

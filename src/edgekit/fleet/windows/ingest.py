@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 # Of posts that go into one transaction: more would make the first of them wait.
 MOST_WINDOWS: Final = 1000
-# Seconds for which a post waits for others: a transaction costs about as much for ten as for one.
+# Seconds from when a post came for which it waits for others: a transaction costs about as much for ten as for one.
 GATHER_S: Final = 0.05
 # What tells that a release did not run on a device; what the fleet itself took back says nothing of it.
 GIVEN_UP: Final = frozenset({"refused", "rolled_back"})
@@ -116,6 +116,21 @@ def store(connection: Connection, posts: Sequence[Post], now_s: int) -> list[Tak
     return answers
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A post in the queue.
+
+    Attributes:
+        post: of a device.
+        future: what it is answered.
+        came_s: when, by the monotonic clock.
+    """
+
+    post: Post
+    future: Future[Taken]
+    came_s: float
+
+
 class Writer:
     """Stores posts of a process on a thread of its own, those that wait together.
 
@@ -125,7 +140,7 @@ class Writer:
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self._queue: queue.Queue[tuple[Post, Future[Taken]] | None] = queue.Queue(fleet.settings.queued_posts)
+        self._queue: queue.Queue[_Waiting | None] = queue.Queue(fleet.settings.queued_posts)
         self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
 
     @property
@@ -150,7 +165,7 @@ class Writer:
         """
         future: Future[Taken] = Future()
         try:
-            self._queue.put_nowait((post, future))
+            self._queue.put_nowait(_Waiting(post, future, time.monotonic()))
         except queue.Full:
             raise UnavailableError(
                 f"{self._queue.maxsize} posts wait for the database",
@@ -167,12 +182,12 @@ class Writer:
             if batch:
                 self._store(batch)
 
-    def _batch(self) -> tuple[list[tuple[Post, Future[Taken]]], bool]:
+    def _batch(self) -> tuple[list[_Waiting], bool]:
         first = self._queue.get()
         if first is None:
             return [], False
-        batch, size = [first], len(first[0].windows)
-        until_s = time.monotonic() + GATHER_S
+        batch, size = [first], len(first.post.windows)
+        until_s = first.came_s + GATHER_S
         while size < MOST_WINDOWS:
             try:
                 item = self._queue.get(timeout=max(0.0, until_s - time.monotonic()))
@@ -181,11 +196,11 @@ class Writer:
             if item is None:
                 return batch, False
             batch.append(item)
-            size += len(item[0].windows)
+            size += len(item.post.windows)
         return batch, True
 
-    def _store(self, batch: Sequence[tuple[Post, Future[Taken]]]) -> None:
-        posts, now_s = [post for post, _ in batch], int(self._fleet.now())
+    def _store(self, batch: Sequence[_Waiting]) -> None:
+        posts, now_s = [each.post for each in batch], int(self._fleet.now())
         found: Sequence[Taken | Exception]
         try:
             found = self._fleet.database.write(lambda connection: store(connection, posts, now_s))
@@ -200,11 +215,11 @@ class Writer:
                 return
             log.exception("a post of %s cannot be stored", posts[0].device)
             found = [error]
-        for (_, future), result in zip(batch, found, strict=True):
+        for each, result in zip(batch, found, strict=True):
             if isinstance(result, Exception):
-                future.set_exception(result)
+                each.future.set_exception(result)
             else:
-                future.set_result(result)
+                each.future.set_result(result)
 
 
 def _known(connection: Connection, posts: Sequence[Post]) -> dict[str, Device]:
