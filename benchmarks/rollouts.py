@@ -37,6 +37,16 @@ TRUTHS: Final = {
     "two points worse": EXPECTED - DROP,
     "at the limit": EXPECTED - SLACK,
 }
+# Two arms: what a device shows of a candidate that is as the control, that is slower, and that raises more errors.
+ARMS: Final = World(
+    devices=800, latency_ratio=1.0, errors=0.003, live_errors=0.003, nans=0.001, live_nans=0.001
+)
+AB: Final = {
+    "as the control": ARMS,
+    "25% slower": replace(ARMS, latency_ratio=1.25),
+    "0.8 points more errors": replace(ARMS, errors=0.009, live_errors=0.001),
+}
+AB_PLAN: Final = replace(PLAN, mode="ab", limits=Limits())
 BAD: Final = {
     "wrong weights": "wrong",
     "swapped labels": "swapped",
@@ -51,13 +61,14 @@ MILLION: Final = 1_000_000
 PART: Final = 10
 
 
-def _part(world: World, runs: int, seed: int) -> list[Any]:
-    return several(world, PLAN, runs=runs, seed=seed)
+def _part(world: World, plan: Plan, runs: int, seed: int) -> list[Any]:
+    return several(world, plan, runs=runs, seed=seed)
 
 
-def repeated(pool: ProcessPoolExecutor, world: World, runs: int) -> dict[str, Any]:
+def repeated(pool: ProcessPoolExecutor, world: World, runs: int, plan: Plan = PLAN) -> dict[str, Any]:
     """Many rollouts, in parts that the processes share."""
-    parts = [pool.submit(_part, world, min(PART, runs - start), 1 + start) for start in range(0, runs, PART)]
+    starts = range(0, runs, PART)
+    parts = [pool.submit(_part, world, plan, min(PART, runs - start), 1 + start) for start in starts]
     summary = joined([each for part in parts for each in part.result()])
     return {**summary.to_tree(), "stopped": summary.stopped}
 
@@ -118,7 +129,7 @@ def shares(history: History) -> list[dict[str, float]]:
 
 def main() -> None:
     """Measure, and write the result after each part."""
-    names = ("million", "bad", *map(str, FLEETS))
+    names = ("million", "bad", "ab", *map(str, FLEETS))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
@@ -148,6 +159,10 @@ def main() -> None:
         result["bad"] = {str(devices): bad(devices) for devices in BAD_FLEETS}
         keep("bad")
     with ProcessPoolExecutor(options.workers) as pool:
+        for name, world in AB.items() if "ab" in parts else ():
+            found = repeated(pool, world, options.runs, AB_PLAN)
+            result.setdefault("ab", {})[name] = {"devices": world.devices, **found}
+            keep(f"A/B {name} {json.dumps(found)}")
         for devices, part in FLEETS.items():
             for truth, agreement in TRUTHS.items() if str(devices) in parts else ():
                 runs = max(1, round(options.runs * part))

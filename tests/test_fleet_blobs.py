@@ -128,6 +128,18 @@ def test_the_same_bytes_again_change_nothing_and_others_are_refused(blobs):
     assert read(blobs, "a/b", 9) == b"other"
 
 
+def test_the_same_bytes_again_date_a_blob_anew(blobs):
+    assert blobs.written_s("a/b") is None
+    began_s = time.time()
+    put(blobs, "a/b", b"first")
+    first_s = blobs.written_s("a/b")
+    assert began_s - 2 < first_s < time.time() + 2
+    time.sleep(1.1)
+    put(blobs, "a/b", b"first")
+    assert blobs.written_s("a/b") > first_s + 0.9
+    assert read(blobs, "a/b", 9) == b"first"
+
+
 def test_of_two_writers_of_different_bytes_one_is_refused(blobs):
     results: list[object] = []
 

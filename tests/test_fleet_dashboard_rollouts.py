@@ -38,7 +38,7 @@ def test_without_a_version_before_there_is_no_shadow() -> None:
     [
         ({}, None, f"{START}; the gates have not been looked at yet."),
         (
-            {"shadow_bound": 10_000, "counted_s": 600.0}, a_look(a_verdict()),
+            {"shadow_bound": 10_000, "counted_s": 900.0, "soaked_s": 600.0}, a_look(a_verdict()),
             f"{START}; every gate passes, and it soaks 50 min more.",
         ),
         (

@@ -57,7 +57,14 @@ def test_few_devices_that_are_far_too_slow_stop_a_release_under_a_generous_limit
 
 
 def test_where_no_device_is_meant_every_gate_passes() -> None:
-    assert set(outcomes(asked(Evidence())).values()) == {PASS}
+    assert set(outcomes(asked(Evidence(heard=(0, 20)))).values()) == {PASS}
+
+
+@pytest.mark.parametrize("mode", ["shadow", "canary", "ab"])
+def test_where_the_cohort_has_no_device_every_gate_holds(mode: str) -> None:
+    found = asked(Evidence(), mode=mode, phase="shadow" if mode == "shadow" else "live")
+    assert set(outcomes(found).values()) == {HOLD}
+    assert {each.why for each in found.values()} == {"no device fits the cohort, or none was heard of lately"}
 
 
 def test_where_nobody_told_yet_needed_gates_hold() -> None:

@@ -131,6 +131,13 @@ def test_the_agents_transport_reads_files_from_any_byte_on(fleet):
         assert transport.get("blobs/" + "1" * 64).status == 404
 
 
+@pytest.mark.parametrize("path", ["/blobs", "/metadata", "/healthz/", "/v1/versions/", "/v1/missing/"])
+def test_an_address_with_a_slash_too_many_or_too_few_is_not_there_and_leads_nowhere(client, path):
+    for method in ("GET", "HEAD", "POST"):
+        found = client.request(method, path, follow_redirects=False)
+        assert (found.status_code, "location" in found.headers) == (404, False)
+
+
 def test_files_are_only_read(client):
     for method in ("POST", "PUT", "DELETE"):
         found = client.request(method, BLOB)

@@ -15,13 +15,13 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from edgekit.fleet.errors import InvalidError
-from edgekit.fleet.rules.gates import Limits
+from edgekit.fleet.rules.gates import Limits, Verdict
 from edgekit.fleet.rules.rollouts import COMPLETED, FAILED, HELD, LIVE, SHADOW, Plan
 from edgekit.fleet.simulate import command as command_module
 from edgekit.fleet.simulate.command import Options, command, simulate
 from edgekit.fleet.simulate.many import many
 from edgekit.fleet.simulate.picture import svg
-from edgekit.fleet.simulate.run import run
+from edgekit.fleet.simulate.run import History, run
 from edgekit.fleet.simulate.world import FAULTS, Hit, World, drawn, made
 from edgekit_runtime.policies import BUCKETS, bucket_of
 
@@ -34,12 +34,48 @@ def hit(world: World, *faults: str) -> World:
     return replace(world, hits=tuple(Hit.parse(each) for each in faults))
 
 
-@pytest.mark.parametrize("mode", ["shadow", "canary", "ab"])
+@pytest.mark.parametrize("mode", ["shadow", "canary"])
 def test_twenty_devices_come_through_without_a_hand(mode: str) -> None:
     history = run(GOOD, replace(PLAN, mode=mode), seed=3)
     assert history.state == COMPLETED
     assert history.exposed >= 0.9
     assert (history.windows > 0, history.rules > 0) == (True, True)
+
+
+AB = replace(PLAN, mode="ab")
+EQUAL = World(devices=800, latency_ratio=1.0, errors=0.003, live_errors=0.003)
+
+
+def arms_of(history: History) -> Verdict:
+    return next(each for each in history.moments[-1].verdicts if each.gate == "arms")
+
+
+def test_arms_that_do_not_differ_are_not_told_apart_and_reach_everybody() -> None:
+    found = many(EQUAL, AB, runs=8, seed=1)
+    assert found.failed == 0.0
+    assert found.completed >= 7 / 8
+
+
+@pytest.mark.parametrize("worse", [{"latency_ratio": 1.3}, {"errors": 0.009, "live_errors": 0.0}])
+def test_an_arm_that_is_worse_by_what_matters_is_stopped_before_half_have_it(worse: dict[str, float]) -> None:
+    found = many(replace(EQUAL, **worse), replace(AB, stages=(25, 50, 100)), runs=4, seed=1)
+    assert (found.failed, found.exposed <= 0.5) == (1.0, True)
+    assert set(found.gates) <= {"arms", "errors", "latency_ratio"}
+    assert "arms" in found.gates
+
+
+def test_an_arm_that_falls_silent_is_uneven() -> None:
+    history = run(
+        hit(replace(EQUAL, devices=4000), "silent=0.3"), replace(AB, limits=Limits(failures=0.45)), seed=3
+    )
+    assert history.state == FAILED
+    assert "ratio" in history.why or "uneven" in history.why
+
+
+def test_twenty_devices_are_too_few_to_tell_two_arms_apart_so_a_person_is_asked() -> None:
+    history = run(GOOD, AB, seed=3)
+    assert (history.state, history.stopped_at) == (HELD, "50% live")
+    assert "inconclusive" in arms_of(history).why
 
 
 @pytest.mark.parametrize("devices", [20, 1000])
@@ -104,7 +140,9 @@ def test_a_cohort_is_the_only_part_that_takes_part() -> None:
     history = run(replace(GOOD, devices=2000), replace(PLAN, cohort='region == "asia"'), seed=3)
     assert 300 < history.cohort < 500
     assert history.state == COMPLETED
-    assert run(GOOD, replace(PLAN, cohort='region == "mars"'), seed=3).cohort == 0
+    nobody = run(GOOD, replace(PLAN, cohort='region == "mars"'), seed=3)
+    assert (nobody.cohort, nobody.state, nobody.exposed) == (0, HELD, 0.0)
+    assert "no device fits the cohort" in nobody.why
 
 
 def test_shares_follow_the_stages() -> None:

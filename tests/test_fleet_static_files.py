@@ -160,7 +160,7 @@ def test_files_of_a_release_come_by_nginx_and_from_any_byte_on(polling: Polling,
     ("/blobs/.tmp/x", {404}), ("/metadata/.tmp/x", {404}), ("/.tmp/x", {404}), ("/pending/proposal.json", {404}),
     ("/metadata/../pending/proposal.json", {404}), ("/metadata/%2e%2e/pending/proposal.json", {404}),
     ("/metadata/..%2f..%2ffleet.toml", {400, 404}), ("/metadata/..%5c..%5cfleet.toml", {400, 404}),
-    ("/metadata/", {403, 404}), ("/blobs", {307, 404}), ("/metadata/link", {403, 404}),
+    ("/metadata/", {403, 404}), ("/blobs", {404}), ("/metadata/link", {403, 404}),
     ("/blobs/" + "a" * 9000, {404, 414}),
     ("/metadata/%00", {400}),
 ])  # fmt: skip

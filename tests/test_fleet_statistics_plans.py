@@ -12,7 +12,8 @@ from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
 from edgekit.errors import EdgekitError
-from edgekit.fleet.statistics.corrections import bonferroni, holm, levels
+from edgekit.fleet.statistics import rare
+from edgekit.fleet.statistics.corrections import bonferroni
 from edgekit.fleet.statistics.drift import (
     bins_for,
     jensen_shannon,
@@ -22,14 +23,15 @@ from edgekit.fleet.statistics.drift import (
     rebin,
 )
 from edgekit.fleet.statistics.intervals import Interval
-from edgekit.fleet.statistics.means import betting
+from edgekit.fleet.statistics.means import betting, log_capital
 from edgekit.fleet.statistics.planning import (
-    hours_needed,
-    plan_means,
-    plan_proportions,
-    quantile,
-    smallest_difference_of_means,
-    smallest_difference_of_proportions,
+    Outcomes,
+    always,
+    devices_needed,
+    devices_without_failure,
+    paired,
+    smallest,
+    spread,
 )
 from edgekit.fleet.statistics.ratios import clipping_bias, from_interval, from_unit, to_unit
 from edgekit_runtime.sketches import Sketch
@@ -37,78 +39,82 @@ from edgekit_runtime.sketches import Sketch
 COUNTS = st.lists(st.integers(0, 1000), min_size=2, max_size=12).filter(any)
 
 
-def test_the_planned_number_has_the_planned_power() -> None:
-    rng, sd, difference = np.random.default_rng(0), 0.05, 0.02
-    n = plan_means(difference, sd, anytime=False).devices_per_arm
-    assert n == math.ceil(2 * ((1.959964 + 0.841621) * sd / difference) ** 2)
-    a, b = rng.normal(0, sd, (4000, n)), rng.normal(difference, sd, (4000, n))
-    shown = stats.ttest_ind(a, b, axis=1).pvalue < 0.05
-    assert shown.mean() == pytest.approx(0.8, abs=0.03)
+@pytest.mark.parametrize(
+    ("outcomes", "limit", "alpha"),
+    [
+        (spread(0.97, 0.03), 0.95, 0.05), (spread(0.93, 0.06).mirrored(), 0.05, 0.01),
+        (paired(0.2, 0.3, 1.2), 0.5, 0.01), (paired(0.0, 0.3, 1.2).mirrored(), 5 / 12, 0.05),
+    ],
+)  # fmt: skip
+def test_the_planned_number_of_devices_shows_it_with_the_planned_power(
+    outcomes: Outcomes, limit: float, alpha: float
+) -> None:
+    n = devices_needed(outcomes, limit, alpha, 0.8)
+    assert n is not None
+    rng = np.random.default_rng(0)
+    drawn = rng.choice(outcomes.values, (400, n), p=outcomes.chances)
+    capital = np.array([log_capital(each, limit) for each in drawn])
+    shown = (capital[:, -1] >= -math.log(alpha)).mean()
+    assert 0.7 <= shown <= 0.92
+    # It may show it at any look, so it is shown a little more often than planned.
+    assert (capital.max(axis=1) >= -math.log(alpha)).mean() >= shown
 
 
-def test_the_planned_number_of_proportions_has_the_planned_power() -> None:
-    rng = np.random.default_rng(1)
-    # The textbook's number for 10% against 15% at 5% and 80%, without continuity correction.
-    n = plan_proportions(0.10, 0.05, anytime=False).devices_per_arm
-    assert n == 686
-    a, b = rng.binomial(n, 0.10, 4000) / n, rng.binomial(n, 0.15, 4000) / n
-    middle = (a + b) / 2
-    shown = np.abs(a - b) > 1.96 * np.sqrt(2 * middle * (1 - middle) / n)
-    assert shown.mean() == pytest.approx(0.8, abs=0.03)
+def test_the_planned_numbers_are_those_that_the_pages_name() -> None:
+    assert devices_needed(spread(0.97, 0.03), 0.95, 0.025, 0.5) == pytest.approx(250, rel=0.05)
+    assert devices_without_failure(0.01, 0.05) == pytest.approx(380, rel=0.05)
+    n = devices_without_failure(0.05, 0.01)
+    assert (
+        rare.interval(0, n, 0.01, side="upper").upper
+        <= 0.05
+        < rare.interval(0, n - 1, 0.01, side="upper").upper
+    )
 
 
-@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.2])
-def test_looking_all_the_time_costs_a_larger_quantile_that_holds(alpha: float) -> None:
-    once, always = quantile(alpha, anytime=False), quantile(alpha, anytime=True)
-    assert once == pytest.approx(stats.norm.ppf(1 - alpha / 2))
-    t = np.logspace(-3, 6, 20_001)
-    assert always == pytest.approx(np.sqrt((1 + 1 / t) * np.log((1 + t) / alpha**2)).min(), rel=1e-6)
-    assert 1.2 < always / once < 2.3
+@given(st.floats(0.5, 0.99), st.floats(0.001, 0.1), st.floats(0.2, 0.95))
+def test_more_power_and_a_smaller_gap_take_more_devices(mean: float, sd: float, power: float) -> None:
+    sd = min(sd, 0.5 * math.sqrt(mean * (1 - mean)))
+    found = [devices_needed(spread(mean, sd), mean - gap, 0.05, power) for gap in (0.05, 0.1, 0.2)]
+    assert all(each is not None for each in found)
+    assert sorted(found, reverse=True) == found  # type: ignore[type-var]
+    more = devices_needed(spread(mean, sd), mean - 0.05, 0.05, (1 + power) / 2)
+    assert more >= found[0]  # type: ignore[operator]
 
 
-@given(st.floats(0.01, 1), st.floats(0.05, 0.5), st.booleans())
-def test_the_smallest_difference_is_the_plan_read_backwards(sd: float, share: float, anytime: bool) -> None:
-    n = plan_means(sd * share, sd, anytime=anytime).devices_per_arm
-    assert smallest_difference_of_means(n, sd, anytime=anytime) <= sd * share * (1 + 1e-9)
-    assert smallest_difference_of_means(n - 1, sd, anytime=anytime) > sd * share * (1 - 1e-9)
+def test_what_no_number_of_devices_shows_has_no_plan() -> None:
+    assert devices_needed(always(0.5), 0.6, 0.05, 0.8) is None
+    assert devices_needed(always(0.5), 0.5, 0.05, 0.8) is None
+    assert smallest(3, 0.9, lambda effect: devices_needed(always(0.05 + effect), 0.05, 1e-9, 0.8)) is None
 
 
-def test_the_smallest_difference_of_proportions() -> None:
-    assert smallest_difference_of_proportions(686, 0.1, anytime=False) == pytest.approx(0.05, abs=1e-3)
-    assert smallest_difference_of_proportions(3, 0.5) is None
+def test_the_smallest_effect_is_the_plan_read_backwards() -> None:
+    def needed(effect: float) -> int | None:
+        return devices_needed(spread(0.95 - effect, 0.03).mirrored(), 0.05, 0.01, 0.8)
 
-
-def test_time_and_feasibility() -> None:
-    plan = plan_means(0.02, 0.05, devices_per_day=50, available=1000)
-    assert plan.feasible
-    assert plan.hours == pytest.approx(24 * 2 * plan.devices_per_arm / 50)
-    small = plan_means(0.02, 0.05, devices_per_day=50, available=100)
-    assert not small.feasible
-    assert small.hours is None
-    assert plan_proportions(0.1, -0.05).devices_per_arm > 0
-    assert hours_needed(100, 200) == 12
+    found = smallest(100, 0.9, needed)
+    assert found is not None
+    assert needed(found) <= 100 < needed(0.99 * found)  # type: ignore[operator]
 
 
 def test_plans_of_nothing_are_refused() -> None:
-    for wrong in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(EdgekitError, match="difference"):
-            plan_means(wrong, 0.1)
-        with pytest.raises(EdgekitError, match="sd"):
-            plan_means(0.1, wrong)
-    for base, difference in ((0.0, 0.1), (0.95, 0.1), (0.1, -0.2), (0.5, 0.0)):
+    for wrong in (-0.1, 1.1, math.nan):
         with pytest.raises(EdgekitError):
-            plan_proportions(base, difference)
+            spread(wrong, 0.1)
+    with pytest.raises(EdgekitError, match="deviation"):
+        spread(0.9, 0.4)
+    for wrong in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(EdgekitError, match="span"):
+            paired(0.0, 0.1, wrong)
     with pytest.raises(EdgekitError, match="power"):
-        plan_means(0.1, 0.1, power=1.0)
-    with pytest.raises(EdgekitError, match="devices_per_day"):
-        hours_needed(10, 0)
+        devices_needed(always(0.5), 0.4, 0.05, 1.0)
+    for wrong in (0.0, 1.0, math.nan):
+        with pytest.raises(EdgekitError, match="limit"):
+            devices_needed(always(0.5), wrong, 0.05, 0.8)
 
 
-def test_levels_part_what_stops_and_keep_what_accepts() -> None:
-    found = levels(stop=0.05, accept=0.1, gates=5, stages=4, slices=2)
-    assert found.fail == pytest.approx(0.05 / 40)
-    assert found.accept == 0.1
+def test_equal_parts_of_a_level() -> None:
     assert bonferroni(0.05) == 0.05
+    assert bonferroni(0.05, 5, 2) == pytest.approx(0.005)
     for wrong in (0, -1, 1.5):
         with pytest.raises(EdgekitError):
             bonferroni(0.05, wrong)  # type: ignore[arg-type]
@@ -123,22 +129,6 @@ def test_passing_all_gates_errs_no_more_than_one_gate() -> None:
     alarms = rng.random((20_000, 5))
     assert (alarms < 0.05).any(axis=1).mean() > 0.2
     assert (alarms < bonferroni(0.05, 5)).any(axis=1).mean() == pytest.approx(0.05, abs=0.006)
-
-
-def test_holm_on_an_example_by_hand() -> None:
-    found = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
-    assert found == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02})
-    assert list(found) == ["a", "b", "c", "d"]
-    assert holm({}) == {}
-    with pytest.raises(EdgekitError, match="p-value"):
-        holm({"a": math.nan})
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_holm_lies_between_no_correction_and_bonferroni(p_values: list[float]) -> None:
-    named = {str(i): p for i, p in enumerate(p_values)}
-    for name, adjusted in holm(named).items():
-        assert named[name] <= adjusted <= min(1.0, len(named) * named[name]) + 1e-12
 
 
 @given(

@@ -187,6 +187,12 @@ def _agent_options(agent: argparse.ArgumentParser) -> None:
         help="of this device, such as region=eu; repeatable (EDGEKIT_LABELS: region=eu,hardware=pi4). "
         "Those that the server sets come before them",
     )
+    agent.add_argument(
+        "--no-payload",
+        action="store_true",
+        help="no input of this device is kept or sent, whatever a policy asks for (EDGEKIT_NO_PAYLOAD=1, which the "
+        "application that serves obeys as well)",
+    )
     agent.add_argument("--insecure", action="store_true", help="plain HTTP to another host: for tests only")
     agent.add_argument("--once", action="store_true", help="poll once, and say what came of it")
 
@@ -332,6 +338,8 @@ def _told(store: Store, state: State) -> Answer:
     answer["failed"] = {release[:12]: why for release, why in state.failed.items()}
     # Listed and not opened: this only reads.
     answer["windows"] = sum(1 for _ in store.spool.glob("*-*-*")) if store.spool.exists() else 0
+    if store.payloads.exists():
+        answer["payloads"] = sum(1 for _ in store.payloads.glob("*-*-*"))
     answer["reports"] = [f"{each.kind} {each.release[:12]} {each.reason}".strip() for each in state.reports]
     return answer
 
@@ -428,6 +436,7 @@ def _bench(options: argparse.Namespace) -> Answer:
 def _agent(options: argparse.Namespace) -> Answer:
     # What it needs is no part of a device that is updated by hand.
     from edgekit_runtime.agent.start import serve
+    from edgekit_runtime.payloads import vetoed
 
     quota = None if options.quota_mb is None else round(1e6 * options.quota_mb)
     store = Store(options.store or default_store(), quota_bytes=quota)
@@ -443,6 +452,7 @@ def _agent(options: argparse.Namespace) -> Answer:
         once=options.once,
         json_logs=options.json,
         labels={**_labels_of_environment(), **dict(options.label or ())},
+        payload=not (options.no_payload or vetoed()),
     )
 
 

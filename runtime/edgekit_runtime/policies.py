@@ -35,10 +35,13 @@ LIVE, SHADOW = "live", "shadow"
 MODES: Final = (LIVE, SHADOW)
 MAX_RULES: Final = 64
 MAX_SALT: Final = 128
+# Of a window that may be sent with their inputs.
+MAX_DISAGREEMENTS: Final = 100
 # As many rules as there may be, with cohorts as long as they may be.
 MAX_POLICY_BYTES: Final = 256 << 10
 
 _ID: Final = re.compile(r"[0-9a-f]{64}")
+_OPTIONAL: Final = "disagreements"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,8 @@ class Rule:
         bound: devices whose bucket is below it are meant: 10,000 is 1%, `BUCKETS` all of them, 0 none.
         mode: "live", or "shadow": beside what serves.
         cohort: expression over labels that devices have to fit, too; "" for all.
+        disagreements: in the shadow, how many of a window's inputs with differing answers may be sent; 0: none, and
+            then a document does not name it.
     """
 
     release: str
@@ -58,6 +63,7 @@ class Rule:
     bound: int
     mode: str = LIVE
     cohort: str = ""
+    disagreements: int = 0
 
     def __post_init__(self) -> None:
         check_pattern("release", self.release, _ID, "64 hexadecimal digits")
@@ -66,6 +72,9 @@ class Rule:
             raise ContractError("salt", f"{len(self.salt)} characters", f"at most {MAX_SALT}")
         check_whole("bound", self.bound, 0, BUCKETS)
         check_choice("mode", self.mode, MODES)
+        check_whole("disagreements", self.disagreements, 0, MAX_DISAGREEMENTS)
+        if self.disagreements and self.mode != SHADOW:
+            raise ContractError("disagreements", str(self.disagreements), "0 but in the shadow")
         _cohort(self.cohort)
 
     def includes(self, device: str, labels: Mapping[str, str]) -> bool:
@@ -102,7 +111,7 @@ class Policy:
 
     def to_json(self) -> str:
         """Return the canonical document."""
-        tree = {"schema": SCHEMA, "rules": [asdict(rule) for rule in self.rules]}
+        tree = {"schema": SCHEMA, "rules": [_tree(rule) for rule in self.rules]}
         return json.dumps(tree, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -134,8 +143,18 @@ def _cohort(text: str) -> Cohort:
     return Cohort.parse(text)
 
 
+def _tree(rule: Rule) -> dict[str, object]:
+    """What a device that knows no disagreements can read, where there are to be none."""
+    tree = asdict(rule)
+    if not rule.disagreements:
+        del tree[_OPTIONAL]
+    return tree
+
+
 def _rule(value: object, path: str) -> Rule:
-    tree = Fields(value, path, required=[each.name for each in fields(Rule)])
+    required = [each.name for each in fields(Rule) if each.name != _OPTIONAL]
+    tree = Fields(value, path, required=required, optional=(_OPTIONAL,))
     release, salt, mode, cohort = (tree.text(key) for key in ("release", "salt", "mode", "cohort"))
     bound = tree.whole("bound")
-    return within(path, lambda: Rule(release, salt, bound, mode, cohort))
+    disagreements = tree.whole(_OPTIONAL) if _OPTIONAL in tree.names else 0
+    return within(path, lambda: Rule(release, salt, bound, mode, cohort, disagreements))

@@ -14,6 +14,8 @@ STORE/
   shadow                 held by the one serving process whose candidate runs beside it
   attempts/              signs of life of the processes that try a version in its probation
   spool/                 windows that the server does not have yet
+  payloads.json          of which candidate inputs may be sent, where its answers differ; mostly there is none
+  payloads/              such inputs, until the server has them
   trust/                 metadata of the server that are trusted
 ```
 
@@ -33,6 +35,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from edgekit_runtime import payloads
 from edgekit_runtime import state as states
 from edgekit_runtime.contract import ContractError, File, Manifest, Release
 from edgekit_runtime.disk import Disk, hash_file, replace
@@ -63,6 +66,7 @@ class Store:
         self.path, self.disk, self.quota_bytes = path, disk or Disk(), quota_bytes
         self.blobs, self.incoming = path / "blobs", path / "incoming"
         self.spool, self.trust, self.attempts = path / "spool", path / "trust", path / "attempts"
+        self.payloads = path / payloads.FOLDER
         self._state, self._before = path / "state.json", path / "state.before.json"
 
     def make(self) -> None:

@@ -6,6 +6,8 @@ A longer run than that of the tests, from `tests`: `python -m support.contract_r
 from __future__ import annotations
 
 import argparse
+import base64
+import io
 import json
 import os
 import re
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 import httpx
+import numpy as np
 from sqlalchemy import select
 
 from edgekit.fleet.conduct import conductor
@@ -37,17 +40,21 @@ DEVICES: Final = tuple(f"kiln-{n}" for n in range(60))
 UNBOUNDED: Final = dict.fromkeys(
     ("device_posts_per_s", "enrols_per_s", "api_calls_per_s", "api_burst", "device_burst"), 10**6
 )
+# So that there are inputs of devices, too.
+ASKED: Final = {"disagreements_per_device": 20}
 # Operations that refuse with 422 what no schema of JSON can tell from what is right, and why.
 SEMANTIC: Final = {
     "GET /v1/devices": "a cohort is a grammar",
-    "POST /v1/rollouts": "a cohort is a grammar, stages rise, a time-out is longer than the soak",
+    "POST /v1/rollouts": "a cohort is a grammar, stages rise, a time-out is longer than the soak, inputs need a shadow",
     "POST /v1/channels/{name}/settle": "a cohort is a grammar",
     "POST /v1/versions": "a release is a document within a text, whose id is its hash",
     "POST /v1/targets": "a proposal is a document within a text, with signatures",
+    "POST /v1/rotation": "which keys may come and go depends on the role and on what is published",
     "POST /v1/webhooks": "an address is more than a pattern",
     "PUT /v1/uploads/{sha256}": "the address is the hash of the body",
     "POST /v1/reports": "sums and names of a window depend on one another",
     "POST /devices/{name}": "likewise",
+    "POST /devices/{name}/disagreements": "a payload is an archive of arrays",
 }
 
 
@@ -87,7 +94,7 @@ class Target:
 def target(folder: Path, *, database_url: str = "") -> Iterator[Target]:
     """A server with versions, rollouts, devices, windows, codes, tokens and webhooks."""
     world = make(folder / "fleet", database_url=database_url)
-    fleet = replace(world.fleet, settings=replace(world.fleet.settings, **UNBOUNDED))
+    fleet = replace(world.fleet, settings=replace(world.fleet.settings, **UNBOUNDED, **ASKED))
     world = World(world.made, fleet, world.clock)
     with serving(world) as address:
         yield _filled(world, address)
@@ -106,7 +113,8 @@ def _filled(world: World, address: str) -> Target:
     sender = enrol(fleet, make_code(fleet, ADMIN, labels={}).code, SENDER)
     rollouts = [asks.post("rollouts", {"model": MODEL, "version": "1.0.0", "stages": [100]})["id"]]
     asks.post(f"rollouts/{rollouts[0]}/promote", {})
-    rollouts.append(asks.post("rollouts", {"model": MODEL, "version": "2.0.0"})["id"])
+    asked = {"model": MODEL, "version": "2.0.0", "stages": [100], "disagreements": 3}
+    rollouts.append(asks.post("rollouts", asked)["id"])
     for number, each in enumerate(found[:4]):
         body = a_body(
             each.device, a_window(number, live=old, candidate=new),
@@ -114,9 +122,16 @@ def _filled(world: World, address: str) -> Target:
         )  # fmt: skip
         head = {"Authorization": f"Bearer {each.token}"}
         httpx.post(f"{address}/v1/reports", content=body, headers=head).raise_for_status()
+        body = json.dumps({
+            "schema": 1, "device": each.device, "key": f"{number:032x}", "live": old, "candidate": new,
+            "labels": ["cat", "dog"], "at_s": 1, "payload": base64.b64encode(_arrays()).decode(),
+        }).encode()  # fmt: skip
+        path = f"{address}/devices/{each.device}/disagreements"
+        httpx.post(path, content=body, headers=head).raise_for_status()
     merging.merge(fleet, "tests")
     conductor.act(fleet, "tests")
     hooks = [asks.post("webhooks", {"url": f"https://chat{n}.example/"})["id"] for n in range(3)]
+    inputs = asks.get(f"rollouts/{rollouts[1]}/disagreements")["disagreements"]
     codes = [each["code"] for each in asks.post("codes", {"count": 20})["codes"]]
     asks.close()
     names = [f"metadata/{name.removeprefix('metadata/')}" for name in fleet.blobs.names("metadata")]
@@ -125,10 +140,17 @@ def _filled(world: World, address: str) -> Target:
         {
             "path.device": DEVICES, "path.rollout": rollouts, "path.release": [old, new, waiting],
             "path.other": [old, new], "path.webhook": hooks, "path.token": sorted(set(_tokens(world)) - set(own)),
+            "path.number": [str(each["id"]) for each in inputs],
             "path.path": [name.partition("/")[2] for name in names], "body.code": codes, "query.model": [MODEL],
             "body.model": [MODEL], "body.version": ["1.0.0", "2.0.0", "3.0.0"],
         },
     )  # fmt: skip
+
+
+def _arrays() -> bytes:
+    packed = io.BytesIO()
+    np.savez(packed, **{"input/x": np.zeros((1, 4), np.float32)})
+    return packed.getvalue()
 
 
 def _tokens(world: World) -> list[str]:
@@ -177,9 +199,11 @@ def _config(at: Target) -> str:
             "['2xx', '3xx', 401, 403, 404, 409, 422, 429, '5xx']",
         ]  # fmt: skip
     # It tells what happens, for as long as something does.
-    lines += ["[[operations]]", 'include-name = "GET /v1/events"', "request-timeout = 0.5",
-              "[[operations]]", 'include-name = "POST /devices/{name}"', f'parameters = {{ "path.name" = "{SENDER}" }}',
-              "[[operations]]", 'include-path = "/v1/channels/{name}/settle"',
+    lines += ["[[operations]]", 'include-name = "GET /v1/events"', "request-timeout = 0.5"]
+    for name in ("POST /devices/{name}", "POST /devices/{name}/disagreements"):
+        lines += ["[[operations]]", f"include-name = {json.dumps(name)}",
+                  f'parameters = {{ "path.name" = "{SENDER}" }}']  # fmt: skip
+    lines += ["[[operations]]", 'include-path = "/v1/channels/{name}/settle"',
               'parameters = { "path.name" = "stable" }']  # fmt: skip
     return "\n".join(lines) + "\n"
 

@@ -28,6 +28,7 @@ class Fleet:
         asked: (path, first byte) of every `get`, in order.
         sent_bytes: of blobs.
         posts: bodies, as they came.
+        samples: bodies of inputs whose answers differ, as they came.
         known: key of a report or a window to how often it came.
         offline: nothing is answered.
         break_after: bytes of a blob after which the line breaks, None where it holds.
@@ -42,6 +43,7 @@ class Fleet:
         self.blobs: dict[str, bytes] = {}
         self.asked: list[tuple[str, int]] = []
         self.posts: list[dict[str, Any]] = []
+        self.samples: list[dict[str, Any]] = []
         self.known: dict[str, int] = {}
         self.offline = self.deaf = False
         self.takes_windows = True
@@ -99,6 +101,8 @@ class Fleet:
         told = json.loads(gzip.decompress(body))
         if self.refuses and self.refuses in json.dumps(told):
             raise unreachable(path, "status 422", code=NOT_TAKEN)
+        if path.endswith("/disagreements"):
+            return self._take_sample(path, told)
         if told["windows"] and not self.takes_windows:
             raise unreachable(path, "status 500")
         self.posts.append(told)
@@ -109,6 +113,13 @@ class Fleet:
             raise _network(path)
         answer = {"have": have} if self.labels is None else {"have": have, "labels": self.labels}
         return json.dumps(answer).encode()
+
+    def _take_sample(self, path: str, told: dict[str, Any]) -> bytes:
+        self.samples.append(told)
+        self.known[told["key"]] = self.known.get(told["key"], 0) + 1
+        if self.deaf:
+            raise _network(path)
+        return json.dumps({"have": [told["key"]]}).encode()
 
     def _reach(self, path: str) -> None:
         if self.offline:

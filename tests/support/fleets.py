@@ -124,10 +124,11 @@ class Files(FetcherInterface):
             raise DownloadHTTPError(f"{url}: not found", 404) from None
 
 
-def make(folder: Path, *, database_url: str = "", **options: Any) -> World:
+def make(folder: Path, *, database_url: str = "", blobs_url: str = "", **options: Any) -> World:
     """A new fleet in a folder."""
     clock = Clock()
-    made = setup.init(folder, settings={"database_url": database_url}, now=clock, **options)
+    settings = {"database_url": database_url, "blobs_url": blobs_url}
+    made = setup.init(folder, settings=settings, now=clock, **options)
     opened = Fleet.open(folder)
     return World(made, Fleet(opened.database, opened.blobs, opened.settings, clock), clock)
 

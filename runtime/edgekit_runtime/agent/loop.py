@@ -8,22 +8,24 @@ import random
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
 from edgekit_runtime import labels as fleet_labels
+from edgekit_runtime import payloads
 from edgekit_runtime.agent.decide import Activate, Decision, GoOn, Install, Leave, Withdraw, decide
 from edgekit_runtime.agent.fetch import fetch
 from edgekit_runtime.agent.notify import ALIVE, READY, STOPPING, tell_systemd, watchdog_s
 from edgekit_runtime.agent.transport import Transport
-from edgekit_runtime.agent.upload import Uploaded, upload
+from edgekit_runtime.agent.upload import Uploaded, upload, upload_payloads
 from edgekit_runtime.contract import ContractError
 from edgekit_runtime.errors import ArtifactError, DeviceError, NetworkError, RefusedError, StoreError
 from edgekit_runtime.events import Activated, RolledBack
 from edgekit_runtime.labels import Labels
 from edgekit_runtime.manager import Deed, Manager
-from edgekit_runtime.policies import MAX_POLICY_BYTES, Policy
+from edgekit_runtime.policies import MAX_POLICY_BYTES, Policy, Rule
 from edgekit_runtime.spool import Spool
 from edgekit_runtime.state import COMMIT, ROLLBACK, STAGE, VERIFY
 from edgekit_runtime.store import Store
@@ -80,6 +82,7 @@ class Agent:
         spool_bytes: of windows that wait.
         about: more that the server should know of this device.
         labels: of this device, as it was told here; those of the same name that the server set come before them.
+        payload: whether inputs may be sent where a signed policy asks for some; False removes those that wait.
     """
 
     def __init__(
@@ -95,10 +98,12 @@ class Agent:
         spool_bytes: int = 8 << 20,
         about: dict[str, Any] | None = None,
         labels: Labels = NO_LABELS,
+        payload: bool = True,
     ) -> None:
         self._store, self._trust, self._transport = store, trust, transport
         self._device, self._channel, self._interval_s = device, channel, interval_s
         self._spool_bytes, self._about, self._own_labels = spool_bytes, about or {}, labels
+        self._payload = payload
         self._alive_s, self._watchdog_s = 0.0, watchdog_s()
         self._known: tuple[str, Policy] | None = None
         self._heard: Labels | None = None
@@ -117,6 +122,9 @@ class Agent:
         """Go on with what was cut off, do what the policy asks for, and tell the server."""
         errors: list[DeviceError] = []
         decided: Decision | None = None
+        if not self._payload:
+            # Whatever the network does: from now on none is kept, and none that waits is sent.
+            self._allow(())
         try:
             decided = self._step()
         except DeviceError as error:
@@ -129,6 +137,8 @@ class Agent:
             spool = Spool(self._store.spool, max_bytes=self._spool_bytes)
             about = {**self._about, "labels": dict(self.labels()), "deltas": dict(self._deltas)}
             uploaded = upload(self._store, spool, self._transport, self._device, about, self._hear)
+            # Last: what a rollout is judged by does not wait for what only helps to understand it.
+            upload_payloads(self._store, self._transport, self._device, self.going_on)
         except DeviceError as error:
             errors.append(error)
         except OSError as error:
@@ -217,6 +227,7 @@ class Agent:
     def _follow(self) -> Decision:
         self._trust.refresh()
         policy, labels = self._policy(), self.labels()
+        self._allow(policy.rules_for(self._device, labels))
         for _ in range(MOST_STEPS):
             decided = decide(self._store.state(), policy, self._device, labels)
             if isinstance(decided, Leave):
@@ -227,6 +238,17 @@ class Agent:
             if not isinstance(decided, Withdraw):
                 break
         return decided
+
+    def _allow(self, rules: Iterable[Rule]) -> None:
+        """Let inputs be kept and sent where the rules that include this device ask for some, and here nobody minds."""
+        wanted = next((rule for rule in rules if rule.disagreements), None) if self._payload else None
+        allowed = payloads.Allowance(wanted.release, wanted.disagreements) if wanted else payloads.NOTHING
+        try:
+            payloads.keep(self._store.disk, self._store.path, allowed)
+            if not allowed.per_window:
+                payloads.give_way(self._store.path)
+        except OSError as error:
+            log.warning("what may be sent could not be kept: %s", error)
 
     def _hear(self, labels: Labels) -> None:
         """Labels from the server hold from the next decision on."""

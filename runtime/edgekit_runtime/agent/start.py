@@ -44,6 +44,7 @@ def serve(
     once: bool,
     json_logs: bool,
     labels: Labels,
+    payload: bool = True,
 ) -> dict[str, Any]:
     """Run an agent until SIGTERM or Ctrl-C, or for one poll.
 
@@ -73,7 +74,7 @@ def serve(
         agent = Agent(
             store, trust, transport, device=device, channel=channel,
             stage=stage(store, going_on=lambda: agent.going_on()),  # noqa: PLW0108 - it is not there yet
-            interval_s=interval_s, about=_about(), labels=labels,
+            interval_s=interval_s, about=_about(), labels=labels, payload=payload,
         )  # fmt: skip
         if once:
             polled = agent.poll()

@@ -8,6 +8,7 @@ GET  targets/…             releases and policies, small
 GET  blobs/<sha256>        files of releases, from any byte on
 GET  deltas/…              what makes such files out of others, likewise; `edgekit_runtime.deltas`
 POST devices/<id>          what this device tells, gzip of JSON; the answer names what the server has
+POST devices/<id>/disagreements  an input whose answers differ, likewise, where a signed policy asks for some
 ```
 """
 

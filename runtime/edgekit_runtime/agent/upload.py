@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from edgekit_runtime import payloads
 from edgekit_runtime.agent.transport import NOT_TAKEN, Transport, unreachable
 from edgekit_runtime.errors import NetworkError
 from edgekit_runtime.events import Sent
@@ -30,6 +31,8 @@ SCHEMA: Final = 1
 # Of documents in one post, before they are packed.
 BATCH_BYTES: Final = 256 << 10
 BATCH_COUNT: Final = 200
+# Of inputs that are sent in one upload, each in a post of its own.
+MOST_PAYLOADS: Final = 50
 # Of documents that may be given up in one upload: a server that is older than its devices is not flooded.
 MOST_REFUSED: Final = 16
 
@@ -93,6 +96,66 @@ def upload(
     for batch in _batches(spool):
         sender.send(batch)
     return sender.sent
+
+
+def upload_payloads(store: Store, transport: Transport, device: str, sign: Callable[[], None]) -> int:
+    """Send inputs whose answers differ, and remove those that nobody may have any more.
+
+    Args:
+        store: of the device.
+        transport: to the server.
+        device: id of this one.
+        sign: of life, before each.
+
+    Returns:
+        How many the server has now.
+
+    Raises:
+        NetworkError: the server did not answer, or has not what was sent; the rest is kept, as long as it may be.
+        OSError: the folder cannot be read or written.
+    """
+    if not store.payloads.exists():
+        return 0
+    allowed, sent = payloads.load(store.path), 0
+    # Nothing is put in here.
+    spool = Spool(store.payloads, max_bytes=0)
+    for entry in spool:
+        tree = _payload(spool, entry, allowed)
+        if tree is None:
+            spool.give_up(entry)
+        elif sent < MOST_PAYLOADS:
+            sign()
+            sent += _post_payload(spool, entry, transport, device, tree)
+    return sent
+
+
+def _payload(spool: Spool, entry: Entry, allowed: payloads.Allowance) -> dict[str, Any] | None:
+    """What an entry holds; None where it cannot be read, or nobody may have it."""
+    try:
+        tree = parse(spool.read(entry))
+    except (FileNotFoundError, ContractError):
+        return None
+    known = isinstance(tree, dict) and allowed.of(str(tree.get("candidate"))) > 0
+    return tree if known else None  # type: ignore[return-value] # a dict, then
+
+
+def _post_payload(
+    spool: Spool, entry: Entry, transport: Transport, device: str, tree: dict[str, Any]
+) -> bool:
+    path = f"devices/{device}/disagreements"
+    body = gzip.compress(json.dumps({**tree, "device": device}).encode(), compresslevel=1, mtime=0)
+    try:
+        have, _ = _answer(transport.post(path, body), path)
+    except NetworkError as error:
+        if error.code != NOT_TAKEN:
+            raise
+        log.warning("the server does not take an input: it is dropped")
+        spool.give_up(entry)
+        return False
+    if entry.key not in have:
+        raise unreachable(path, "the server has nothing of what was sent")
+    spool.done(entry)
+    return True
 
 
 @dataclass

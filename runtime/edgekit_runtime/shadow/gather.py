@@ -123,7 +123,7 @@ class Gathered:
                 if math.isfinite(value):
                     self._confidence[side].add(value)
         if difference.labels is not None and not difference.agreed:
-            first, second = map(self._label, difference.labels)
+            first, second = (label_of(self._labels, number) for number in difference.labels)
             self._pairs[first, second] += 1
             if len(self._pairs) > MOST_PAIRS:
                 kept = dict(self._pairs.most_common(MOST_PAIRS // 2))
@@ -159,8 +159,10 @@ class Gathered:
     def _side(self, name: str) -> Side:
         return Side(self._latency[name].sketch(), self._confidence[name].sketch())
 
-    def _label(self, number: int) -> str:
-        return self._labels[number] if number < len(self._labels) else str(number)
+
+def label_of(labels: Sequence[str], number: int) -> str:
+    """Name of a class, its number where it has none."""
+    return labels[number] if number < len(labels) else str(number)
 
 
 def all_finite(answer: Mapping[str, Array]) -> bool:

@@ -27,6 +27,10 @@ class Shadow:
         hung_s: seconds after which a prediction counts as hung.
         spool_bytes: that windows may take on the disk until they are sent.
         tolerance: distance up to which answers are the same; None takes that of the task.
+        payload: whether inputs whose answers differ may be kept for the server, where a signed policy asks for some;
+            EDGEKIT_NO_PAYLOAD in the environment says no as well.
+        payload_bytes: of such an input and its answers at most; larger ones are left out.
+        payloads_bytes: that all of them may take in memory, and again on the disk until they are sent.
     """
 
     rate: float = 0.1
@@ -41,6 +45,9 @@ class Shadow:
     hung_s: float = 30.0
     spool_bytes: int = 8 << 20
     tolerance: float | None = None
+    payload: bool = True
+    payload_bytes: int = 1_000_000
+    payloads_bytes: int = 4 << 20
 
     def __post_init__(self) -> None:
         for name, high in (("rate", 1.0), ("cpu_share", 64.0)):
@@ -54,6 +61,10 @@ class Shadow:
         check_whole("noise_every", self.noise_every, 0, 2**31)
         check_whole("slots", self.slots, 1, 256)
         check_whole("spool_bytes", self.spool_bytes, 1 << 10, 2**53)
+        if not isinstance(self.payload, bool):
+            raise ContractError("payload", show(self.payload), "true or false")
+        check_whole("payload_bytes", self.payload_bytes, 1 << 10, 1 << 30)
+        check_whole("payloads_bytes", self.payloads_bytes, 1 << 10, 1 << 30)
 
     @property
     def ring_bytes(self) -> int:

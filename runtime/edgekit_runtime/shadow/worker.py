@@ -21,6 +21,7 @@ from typing import Final
 
 import numpy as np
 
+from edgekit_runtime import payloads
 from edgekit_runtime.backends import Array, Settings
 from edgekit_runtime.bundle import locate_in
 from edgekit_runtime.contract import Manifest
@@ -30,7 +31,8 @@ from edgekit_runtime.model import Model
 from edgekit_runtime.shadow import ring
 from edgekit_runtime.shadow.budget import Duty, hottest_celsius, is_hot
 from edgekit_runtime.shadow.comparators import COMPARATORS, Answer, Difference, task_of
-from edgekit_runtime.shadow.gather import Gathered, all_finite
+from edgekit_runtime.shadow.gather import Gathered, all_finite, label_of
+from edgekit_runtime.shadow.samples import Keeper, Sampler
 from edgekit_runtime.shadow.settings import Shadow
 from edgekit_runtime.spool import Spool
 from edgekit_runtime.store import Store
@@ -101,14 +103,15 @@ class Worker:
         names: ids of the live release and the candidate.
         settings: budget.
         spool: for windows.
+        keeper: of inputs whose answers differ, None where nobody may have any.
     """
 
     def __init__(
         self, reader: Reader, candidate: Model, live: Model | None, manifest: Manifest,
-        names: tuple[str, str], settings: Shadow, spool: Callable[[Window], None],
+        names: tuple[str, str], settings: Shadow, spool: Callable[[Window], None], keeper: Keeper | None = None,
     ) -> None:  # fmt: skip
         self._reader, self._candidate, self._live, self._manifest = reader, candidate, live, manifest
-        self._names, self._settings, self._spool = names, settings, spool
+        self._names, self._settings, self._spool, self._keeper = names, settings, spool, keeper
         self._sensors = Path(settings.sensors)
         self.task = task_of(manifest)
         row = COMPARATORS[self.task]
@@ -162,10 +165,17 @@ class Worker:
             log.warning("a window could not be kept: %s", error)
             self._keep_s = time.monotonic() + KEEP_S
             return False
+        if self._keeper is not None:
+            self._keeper.put(self._sampler.samples)
         return True
 
     def _open(self) -> None:
-        self._gathered = Gathered([spec.name for spec in self._manifest.inputs], self._manifest.labels)
+        labels, settings = self._manifest.labels, self._settings
+        self._gathered = Gathered([spec.name for spec in self._manifest.inputs], labels)
+        self._sampler = Sampler(
+            self._keeper.wanted() if self._keeper is not None else 0, settings.payload_bytes, settings.payloads_bytes,
+            lambda number: label_of(labels, number),
+        )  # fmt: skip
         self._began, self._began_at_s = time.monotonic(), max(0, int(time.time()))
         # Tried again, it is the same window.
         self._key = uuid.uuid4().hex
@@ -210,6 +220,8 @@ class Worker:
             self._compares = False
             return
         self._gathered.compared(difference)
+        if finite[0] and (difference is None or not difference.agreed):
+            self._sampler.differed(inputs, live, candidate, difference)
         self._counters[ring.COMPARED] += np.uint64(1)
         self._counters[ring.AGREED] += np.uint64(difference is not None and difference.agreed)
         self._counters[ring.NANS] += np.uint64(finite[0] and not finite[1])
@@ -300,9 +312,17 @@ def main(
     spool = Spool(place.spool, max_bytes=budget.spool_bytes)
 
     def keep(window: Window) -> None:
-        spool.put(window.key, window.to_json().encode(), value=VALUE)
+        content = window.to_json().encode()
+        try:
+            spool.put(window.key, content, value=VALUE)
+        except OSError:
+            # A window is worth more than inputs that only help to understand it.
+            if not payloads.give_way(place.path):
+                raise
+            spool.put(window.key, content, value=VALUE)
 
-    worker = Worker(reader, model, second, manifest, (live, candidate), budget, keep)
+    keeper = Keeper(place, (live, candidate), budget)
+    worker = Worker(reader, model, second, manifest, (live, candidate), budget, keep, keeper)
     try:
         worker.run(Duty(budget.cpu_share, began_s))
     finally:

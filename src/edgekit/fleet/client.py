@@ -140,6 +140,18 @@ class Client:
         params = {key: str(value) for key, value in query.items() if value is not None}
         return _content(self._asked("GET", path, params=params))
 
+    def content(self, path: str) -> bytes:
+        """A file, as `get`."""
+
+        def asked() -> bytes:
+            answer = self._once("GET", path)
+            if not answer.is_success:
+                _content(answer)
+            return answer.content
+
+        found: bytes = self._retried(asked)
+        return found
+
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Tell; as `get`. Where the answer was lost nobody knows what came of it, so it is not tried again."""
         return _content(self._once("POST", path, json=body))

@@ -35,12 +35,18 @@ class Settings:
         api_burst: calls of it that may come at once.
         alive_s: seconds within which a device counts as heard of lately.
         retention_days: that documents of windows are kept after they were counted.
+        disagreements_per_device: inputs whose answers differ that are kept of a device and rollout, the newest; 0: none
+            are asked for, and none are taken.
+        disagreement_bytes: of such an input with its answers at most, packed.
+        disagreements_mb: megabytes of all of them together; the oldest give way.
+        disagreement_days: that they are kept.
         look_every_s: seconds between two looks at the rollouts.
         merge_every_s: seconds between two looks for windows to count.
         tls_certificate: file in PEM; "" where a proxy does TLS.
         tls_key: file in PEM.
         trusted_proxies: addresses whose `X-Forwarded-…` are believed, parted by commas; "" for nobody.
         otel_endpoint: of OpenTelemetry, where traces go; "" for none.
+        least_version: of what the server signs; `edgekit fleet restore` raises it above what devices may have seen.
         webhooks_private: whether webhooks may reach addresses of the own network.
     """
 
@@ -60,12 +66,17 @@ class Settings:
     api_burst: int = 200
     alive_s: int = 3 * 86400
     retention_days: int = 90
+    disagreements_per_device: int = 0
+    disagreement_bytes: int = 1 << 20
+    disagreements_mb: int = 256
+    disagreement_days: int = 30
     look_every_s: float = 10.0
     merge_every_s: float = 1.0
     tls_certificate: str = ""
     tls_key: str = ""
     trusted_proxies: str = ""
     otel_endpoint: str = ""
+    least_version: int = 0
     webhooks_private: bool = False
 
     def __post_init__(self) -> None:
@@ -116,7 +127,11 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     **dict.fromkeys(("device_posts_per_s", "enrols_per_s", "api_calls_per_s"), (0.001, 10**6)),
     "body_s": (0.1, 3600.0),
     "alive_s": (60, 10**9),
-    "retention_days": (1, 10**5),
+    **dict.fromkeys(("retention_days", "disagreement_days"), (1, 10**5)),
+    "disagreements_per_device": (0, 10_000),
+    "disagreement_bytes": (1 << 10, 32 << 20),
+    "disagreements_mb": (1, 10**6),
+    "least_version": (0, 10**12),
     **dict.fromkeys(("look_every_s", "merge_every_s"), (0.05, 3600.0)),
 }
 _TYPES: Final[dict[str, type]] = {"str": str, "int": int, "float": float, "bool": bool}

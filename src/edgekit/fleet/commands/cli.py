@@ -12,12 +12,15 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from edgekit.fleet.commands import terminal
+from edgekit.fleet.commands import disagreements as inputs
+from edgekit.fleet.commands import planning, terminal
 from edgekit.fleet.commands.common import Json, Server, tell_missing
 from edgekit.fleet.commands.common import client as _client
 from edgekit.fleet.commands.fleet import app as fleet_app
 
 rollout_app = typer.Typer(help="Bring a version to devices, stage by stage.", no_args_is_help=True)
+
+planning.mount(rollout_app)
 
 Id = Annotated[str, typer.Argument(help="Of the rollout; without it, the only one that is open.")]
 Why = Annotated[str, typer.Option(help="For the log.")]
@@ -100,6 +103,14 @@ def create(
     first_devices: Annotated[
         int, typer.Option(help="That get it first in each step; 0 for all at once.")
     ] = 100,
+    disagreements: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Inputs of a window on which the two differ that each device may send; "
+            "fleet.toml has to let the server take some.",
+        ),
+    ] = 0,
     agreement: Annotated[float | None, typer.Option(help="Mean share of the same answers, at least.")] = None,
     errors: Annotated[float | None, typer.Option(help="Mean share of inputs that fail, at most.")] = None,
     nans: Annotated[float | None, typer.Option(help="Mean share of answers with NaN, at most.")] = None,
@@ -123,10 +134,14 @@ def create(
             "model": model, "version": version, "channel": channel, "stages": terminal.percents(stages), "mode": mode,
             "cohort": cohort, "soak_s": terminal.seconds(soak), "timeout_s": terminal.seconds(timeout),
             "patience_s": terminal.seconds(patience), "first_devices": first_devices,
+            "disagreements": disagreements,
             "limits": {name: value for name, value in limits.items() if value is not None},
         }  # fmt: skip
         with _client(server) as client:
-            _show(client.post("rollouts", body), as_json)
+            made = client.post("rollouts", body)
+        for each in made["warnings"]:
+            terminal.errors.print(f"warning: {each}", style="yellow", markup=False, soft_wrap=True)
+        _show(made, as_json)
 
     terminal.run(work)
 
@@ -210,7 +225,7 @@ def _word(word: str, says: str) -> None:
     rollout_app.command(word, help=says, epilog=f"Example: edgekit rollout {word} --why 'as agreed'")(said)
 
 
-_word("pause", "Take no further step; devices that have the version keep it.")
+_word("pause", "Take no further step; devices that have the version keep it, unless a gate fails.")
 _word("resume", "Go on after a pause, or where no verdict came in time.")
 _word("promote", "Take the next step without waiting for the gates.")
 _word("abort", "End it; devices return to what the channel is settled on.")
@@ -302,6 +317,9 @@ def _which(client: Any, rollout: str) -> str:
             way_out="`edgekit rollout list` shows their ids.", code="unknown",
         )  # fmt: skip
     return str(found[0]["id"])
+
+
+inputs.mount(rollout_app, _which)
 
 
 def _show(rollout: dict[str, Any], as_json: bool) -> None:

@@ -128,6 +128,12 @@ def forget(device: Device, server: Server = "") -> None:
     call(server, lambda connection: connection.delete(f"devices/{named(device)}"))
 
 
+@device_app.command("erase-payloads", epilog="Example: edgekit fleet device erase-payloads kiln-7")
+def erase_payloads(device: Device, server: Server = "") -> None:
+    """Delete all inputs that a device sent, and take none of rollouts that began until now."""
+    call(server, lambda connection: connection.delete(f"devices/{named(device)}/disagreements"))
+
+
 # Tokens, log, webhooks
 
 

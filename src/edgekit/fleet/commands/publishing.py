@@ -14,9 +14,10 @@ from typing import Any, Final
 from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined] # no `__all__`
 
 from edgekit.fleet.client import Client, Progress, unseen
-from edgekit.fleet.errors import InvalidError
+from edgekit.fleet.errors import ConflictError, InvalidError
 from edgekit.fleet.trust import pending as proposals
 from edgekit.fleet.trust.pending import Pending
+from edgekit_runtime.agent.fetch import release_path
 from edgekit_runtime.bundle import Bundle
 from edgekit_runtime.contract import MANIFEST_FILE, ContractError, File, Release
 from edgekit_runtime.errors import DeviceError
@@ -130,7 +131,7 @@ def publish(
         "notes": notes,
     }
     client.post("versions", body)
-    missing = sign_waiting(client, signers, first_root=first_root)
+    missing = sign_waiting(client, signers, first_root=first_root, only=prepared.release.id)
     return Outcome(client.get(f"versions/{prepared.release.id}"), sent, missing)
 
 
@@ -140,6 +141,7 @@ def sign_waiting(
     *,
     first_root: bytes | None = None,
     show: Callable[[Sequence[str]], None] | None = None,
+    only: str = "",
 ) -> Sequence[Mapping[str, Any]]:
     """Sign what waits on the server.
 
@@ -148,9 +150,13 @@ def sign_waiting(
         signers: keys of targets; none to ask only who is missing.
         first_root: that this person trusts, from elsewhere.
         show: is given what is signed, line by line, and may raise.
+        only: id of the release that this is about, where nobody looks at what else waits; "" for all of it.
 
     Returns:
         Signatures that are still missing.
+
+    Raises:
+        ConflictError: more waits than the one release.
     """
     waiting = client.get("targets/pending")
     if waiting is None:
@@ -158,11 +164,35 @@ def sign_waiting(
     if not signers:
         return list(waiting["missing"])
     pending = Pending.from_bytes(waiting["document"].encode())
+    if only and not _is_about(pending, only):
+        return ()
     if show is not None:
         show(proposals.describe(pending))
     for signer in signers:
         pending = proposals.sign(pending, signer, datetime.now(UTC), first_root=first_root)
     return list(client.post("targets", {"document": pending.to_bytes().decode()})["missing"])
+
+
+def _is_about(pending: Pending, release: str) -> bool:
+    """Whether a proposal brings one release and nothing else; False where that one is signed already."""
+    path, new = release_path(release), pending.new_targets
+    before = pending.targets.signed.targets if pending.targets else {}
+    if path in before and not (new and path not in new.signed.targets):
+        return False
+    delegations = pending.targets.signed.delegations if pending.targets else None
+    if (
+        pending.new_root is None
+        and new is not None
+        and new.signed.delegations == delegations
+        and set(new.signed.targets) == {*before, path}
+    ):
+        return True
+    raise ConflictError(
+        f"more waits for signatures than release {release[:16]}…, which is proposed",
+        expected="nothing beside it, as nobody looked at that",
+        way_out="Look at all of it and sign it: `edgekit fleet sign --key KEY`.",
+        code="proposal_more",
+    )
 
 
 def _report(path: Path) -> dict[str, Any]:

@@ -134,14 +134,22 @@ def restore(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty.")],
     database_url: Annotated[str, typer.Option(help="Another database than before; empty.")] = "",
     blobs_url: Annotated[str, typer.Option(help="Another place for blobs than before; empty.")] = "",
+    newer: Annotated[
+        str,
+        typer.Option(help="Where newer signed metadata may have survived: https://cdn…, a folder, s3://…."),
+    ] = "",
 ) -> None:
     """Bring a backup into an empty place, and verify hashes and the audit log."""
 
     def work() -> None:
         from edgekit.fleet.operations.backup import restore as bring
 
-        found = bring(file, folder, {"database_url": database_url, "blobs_url": blobs_url})
+        given = {"database_url": database_url, "blobs_url": blobs_url}
+        found = bring(file, folder, given, newer=newer)
         terminal.say(f"{folder}: {found.rows:,} rows and {found.blobs:,} blobs, all verified")
+        if found.newer is not None:
+            targets = found.newer.targets or "none newer"
+            terminal.say(f"from {newer}: {found.newer.roots} newer roots, targets version {targets}")
         if not (folder / "keys" / "online").is_dir():
             terminal.say(
                 f"The backup has no keys: put those of the server into {folder / 'keys' / 'online'}."

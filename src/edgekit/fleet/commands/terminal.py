@@ -153,6 +153,8 @@ def rollout_view(rollout: Mapping[str, Any]) -> Group:
             )
         )
         lines.append(_gates(look["verdicts"]))
+        if counts.get("arms"):
+            lines.append(_arms(counts["arms"]))
     else:
         lines.append(Text("The gates were not looked at yet.", style="dim"))
     return Group(*lines)
@@ -168,6 +170,41 @@ def _gates(verdicts: Sequence[Mapping[str, Any]]) -> Table:
             f"{each['devices']}/{each['meant']}", Text(_printable(str(each["why"]))),
         )  # fmt: skip
     return table
+
+
+def _arms(arms: Mapping[str, Any]) -> Table:
+    """Both arms of an A/B comparison."""
+    title = f"A/B: {arms['verdict']}; {arms['candidate']} devices with it, {arms['control']} without"
+    table = Table(
+        "measure",
+        "candidate",
+        "control",
+        "difference",
+        "between",
+        "matters from",
+        "pairs",
+        "verdict",
+        title=title,
+    )
+    for each in arms["measures"]:
+        low, high = (_number(each[key]) for key in ("lower", "upper"))
+        table.add_row(
+            str(each["says"]), *(_estimate(each[arm]) for arm in ("candidate", "control")),
+            _number(each["difference"]), f"{low} … {high}" if low or high else "", _number(each["effect"]),
+            str(each["pairs"]), str(each["verdict"]),
+        )  # fmt: skip
+    even = f"even p {arms['ratio_p']:.3g} (limit {arms['ratio_alpha']:.2g})"
+    drift = "" if arms["psi"] is None else f", drift psi {arms['psi']:.3f}, js {arms['jensen_shannon']:.4f}"
+    table.caption = even + drift
+    return table
+
+
+def _estimate(arm: Mapping[str, Any]) -> str:
+    return (
+        f"{_number(arm['mean'])} ({_number(arm['lower'])} … {_number(arm['upper'])})"
+        if arm["devices"]
+        else ""
+    )
 
 
 def _number(value: float | None) -> str:

@@ -17,7 +17,7 @@ from edgekit.fleet.background import Repeated
 from edgekit.fleet.conduct.steering import CONDUCTOR, looked, opened, read, taken
 from edgekit.fleet.context import Fleet
 from edgekit.fleet.errors import ConflictError, FleetError
-from edgekit.fleet.releases import publication
+from edgekit.fleet.releases import publication, rotation
 from edgekit.fleet.rules import rollouts
 from edgekit.fleet.rules.gates import judged
 from edgekit.fleet.rules.rollouts import LONGEST_TICK_S, Step
@@ -123,10 +123,19 @@ def repeated(fleet: Fleet, holder: str) -> Repeated:
         fleet: of the server.
         holder: name of this process among all servers.
     """
+    aside = False
 
     def rounds(is_ending: Callable[[], bool]) -> float:
+        nonlocal aside
         del is_ending
-        act(fleet, holder)
+        if aside and (lacks := rotation.lacking(fleet)):
+            log.warning("this server stands aside: it lacks keys of %s", ", ".join(lacks))
+            return fleet.settings.look_every_s
+        acted = act(fleet, holder)
+        # After a rotation another server may have the keys that this one was not given yet.
+        aside = any(each.code == "key_missing" for each in acted.failures)
+        if aside:
+            fleet.database.release_lease(LEASE, holder)
         return fleet.settings.look_every_s
 
     return Repeated(fleet, holder, LEASE, rounds)

@@ -15,11 +15,13 @@ from typing import Any, Final
 from sqlalchemy import Connection, and_, insert, select, update
 
 from edgekit.fleet.context import Fleet
+from edgekit.fleet.disagreements.keeping import LOCK
+from edgekit.fleet.disagreements.reading import erase_rollout
 from edgekit.fleet.errors import ConflictError, InvalidError, NotFoundError
-from edgekit.fleet.identity.access import Actor
+from edgekit.fleet.identity.access import OPERATE, Actor
 from edgekit.fleet.rules import rollouts
 from edgekit.fleet.rules.evidence import Evidence
-from edgekit.fleet.rules.gates import Verdict
+from edgekit.fleet.rules.gates import Verdict, compared, setting_of
 from edgekit.fleet.rules.rollouts import Plan, Rollout, Step
 from edgekit.fleet.storage import audit
 from edgekit.fleet.storage.database import lock
@@ -46,8 +48,10 @@ def create(fleet: Fleet, actor: Actor, *, model: str, version: str, channel: str
 
     Raises:
         NotFoundError: there is no such version.
-        ConflictError: another one of this model is open, the channel is another model's, or it is settled already.
+        ConflictError: another one of this model is open, the channel is another model's, it is settled already, or it
+            asks for inputs that this server does not take.
     """
+    _check_disagreements(fleet, plan)
     now_s = fleet.now()
     made = secrets.token_hex(8)
 
@@ -108,6 +112,33 @@ def said(fleet: Fleet, actor: Actor, rollout_id: str, word: str, *, why: str = "
         if why:
             step = replace(step, why=f"{step.why}: {why}")
         return taken(connection, step, revision, (), actor, now_s)
+
+    return fleet.database.write(work)
+
+
+def erase_disagreements(fleet: Fleet, actor: Actor, rollout_id: str) -> int:
+    """Delete the inputs that a rollout brought, and let it ask devices for no more.
+
+    Returns:
+        How many were deleted.
+
+    Raises:
+        DeniedError: the actor is no operator.
+        NotFoundError: there is no such rollout.
+    """
+    actor.check(OPERATE)
+    now_s = fleet.now()
+
+    def work(connection: Connection) -> int:
+        lock(connection, LOCK)
+        connection.execute(select(table.c.id).where(table.c.id == rollout_id).with_for_update())
+        rollout, revision = read(connection, rollout_id)
+        if rollout.plan.disagreements:
+            step = rollouts.without_disagreements(rollout)
+            changed = update(table).where(table.c.id == rollout_id)
+            connection.execute(changed.values(document=step.rollout.to_tree(), revision=revision + 1))
+            _record(connection, step, revision + 1, (), actor, now_s)
+        return erase_rollout(connection, actor, rollout_id, int(now_s))
 
     return fleet.database.write(work)
 
@@ -208,10 +239,15 @@ def looked(
     connection: Connection, rollout: Rollout, evidence: Evidence, verdicts: Sequence[Verdict], now_s: float
 ) -> None:
     """Keep a look at the gates for people who watch."""
-    counts = {
+    counts: dict[str, Any] = {
         "meant": evidence.meant, "taken": evidence.taken, "told": len(evidence.now), "samples": evidence.samples,
         "failed": int(evidence.outcomes.sum()), "reasons": dict(evidence.reasons),
     }  # fmt: skip
+    if evidence.arms is not None:
+        plan = rollout.plan
+        counts["arms"] = compared(
+            evidence, setting_of(plan.limits, mode=plan.mode, phase=rollout.phase)
+        ).to_tree()
     connection.execute(
         insert(looks).values(
             rollout=rollout.id, at_s=int(now_s), stage=rollout.stage, phase=rollout.phase, bound=rollout.bound,
@@ -226,6 +262,16 @@ def baseline_of(settled: Sequence[Mapping[str, str]], cohort: str) -> str:
         if each["cohort"] in {cohort, ""}:
             return each["release"]
     return ""
+
+
+def _check_disagreements(fleet: Fleet, plan: Plan) -> None:
+    if plan.disagreements and not fleet.settings.disagreements_per_device:
+        raise ConflictError(
+            f"{plan.disagreements} disagreements of a window, and disagreements_per_device = 0 in fleet.toml",
+            expected="a server whose owner lets inputs of devices be kept",
+            way_out="Create it without --disagreements, or set disagreements_per_device in fleet.toml of every server.",
+            code="disagreements_off",
+        )
 
 
 def _release(connection: Connection, model: str, version: str) -> str:

@@ -17,6 +17,7 @@ from edgekit.fleet.storage import audit
 from edgekit.fleet.storage.database import insert_new
 from edgekit.fleet.storage.tables import (
     devices,
+    disagreements,
     enrolment_codes,
     evidence,
     reports,
@@ -217,7 +218,7 @@ def forget(fleet: Fleet, actor: Actor, device: str) -> None:
         # The device first: whoever stores something of it waits for this row, and then finds none.
         if connection.execute(delete(devices).where(devices.c.id == device)).rowcount != 1:
             raise _unknown(device)
-        for table in (windows, reports, evidence):
+        for table in (windows, reports, evidence, disagreements):
             connection.execute(delete(table).where(table.c.device == device))
         forgotten = (
             update(enrolment_codes).where(enrolment_codes.c.used_by == device).values(used_by="forgotten")

@@ -16,22 +16,26 @@ import json
 import os
 import tarfile
 import tempfile
+import time
 import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from sqlalchemy import Connection, LargeBinary, Table, func, insert, select
 
 from edgekit.fleet.context import Fleet
+from edgekit.fleet.disagreements import sealing
 from edgekit.fleet.errors import ConflictError, FleetError, InvalidError
+from edgekit.fleet.operations.newer import Brought, bring, reader
 from edgekit.fleet.operations.setup import ROOT, check_empty, clear, toml, write_new
 from edgekit.fleet.settings import FILE, Settings
 from edgekit.fleet.storage import audit
 from edgekit.fleet.storage.audit import Head
 from edgekit.fleet.storage.blobs import Blobs, open_blobs
 from edgekit.fleet.storage.database import Database
+from edgekit.fleet.storage.folder import FolderBlobs
 from edgekit.fleet.storage.tables import leases, metadata
 from edgekit.fleet.trust.layout import TIMESTAMP
 
@@ -52,12 +56,14 @@ class Saved:
         blobs: how many.
         size_bytes: of the file.
         head: end of the audit log, to be noted elsewhere.
+        newer: metadata that were newer than the backup; of `restore`, where it was told of a place.
     """
 
     rows: int
     blobs: int
     size_bytes: int
     head: Head
+    newer: Brought | None = None
 
 
 def save(fleet: Fleet, path: Path, *, keys: bool = False) -> Saved:
@@ -66,7 +72,7 @@ def save(fleet: Fleet, path: Path, *, keys: bool = False) -> Saved:
     Args:
         fleet: that may go on meanwhile.
         path: of the file, which is not there yet.
-        keys: with the private keys of the server.
+        keys: with the private keys of the server, that of inputs among them.
 
     Raises:
         ConflictError: the file is there.
@@ -98,13 +104,25 @@ def save(fleet: Fleet, path: Path, *, keys: bool = False) -> Saved:
     return Saved(saved.rows, saved.blobs, size, saved.head)
 
 
-def restore(path: Path, folder: Path, settings: Mapping[str, str] | None = None) -> Saved:
+def restore(
+    path: Path,
+    folder: Path,
+    settings: Mapping[str, str] | None = None,
+    *,
+    newer: str = "",
+    now: Callable[[], float] = time.time,
+) -> Saved:
     """Bring a backup into an empty place, and verify all of it.
+
+    Devices take nothing older than they saw, so what the server signs next is above all that it can have signed since:
+    below one publication a second, versions never reach the seconds since 1970.
 
     Args:
         path: of the file.
         folder: new or empty.
         settings: database_url and blobs_url where they are to be others than before; both are empty.
+        newer: address, folder or bucket with metadata that are perhaps newer than the backup, "" for none.
+        now: seconds since 1970.
 
     Raises:
         ConflictError: folder, database or blobs hold something.
@@ -117,8 +135,13 @@ def restore(path: Path, folder: Path, settings: Mapping[str, str] | None = None)
         # The index is at the end, so the file is read twice: what is damaged is found before anything is made.
         index = _checked(path)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tarfile.open(path, "r:") as tar:
-            return _restore(tar, index, folder, settings or {})
+        with tarfile.open(path, "r:") as tar, tempfile.TemporaryDirectory() as scratch:
+            # First: a place that cannot be used leaves no database that is half full.
+            found = FolderBlobs(Path(scratch))
+            brought = _bring(tar, index, found, newer) if newer else None
+            least = max(int(now()), int(index["saved_s"]))
+            saved = _restore(tar, index, folder, {**(settings or {}), "least_version": least}, found)
+            return replace(saved, newer=brought)
     except (OSError, tarfile.TarError, ValueError, KeyError) as error:
         clear(folder, keep=there)
         raise _damaged(path, str(error)) from error
@@ -142,7 +165,8 @@ def _save(fleet: Fleet, file: BinaryIO, *, keys: bool) -> Saved:
         blobs = sum(_save_blob(tar, fleet.blobs, name, hashes) for name in names)
         folder = fleet.settings.folder
         others = [folder / FILE, folder / ROOT]
-        others += sorted((folder / "keys" / "online").glob("*.p??")) if keys else []
+        if keys:
+            others += [*sorted((folder / "keys" / "online").glob("*.p??")), sealing.path_of(folder)]
         for each in others:
             if each.exists():
                 content = each.read_bytes()
@@ -253,9 +277,10 @@ def _checked(path: Path) -> dict[str, Any]:
 
 
 def _restore(
-    tar: tarfile.TarFile, index: Mapping[str, Any], folder: Path, changed: Mapping[str, str]
+    tar: tarfile.TarFile, index: Mapping[str, Any], folder: Path, changed: Mapping[str, Any], newer: Blobs
 ) -> Saved:
-    names = list(index["sha256"])
+    hashes: Mapping[str, str] = index["sha256"]
+    names = list(hashes)
     _restore_folder(tar, [name for name in names if name.startswith("folder/")], folder, changed)
     settings = Settings.read(folder)
     database = Database.open(settings.database_url, create=True)
@@ -273,15 +298,25 @@ def _restore(
         if next(iter(blobs.names()), None) is not None:
             raise _in_use(settings.blobs_url, "--blobs-url")
         kept = [name for name in names if not name.startswith(("folder/", "tables/"))]
+        others = {*newer.names()}
         # Last: it leads to all the others.
-        for name in sorted(kept, key=lambda each: each == TIMESTAMP):
-            blobs.put(name, _parts(tar, name), max_bytes=MAX_BLOB_BYTES, sha256=index["sha256"][name])
+        for name in sorted({*kept, *others}, key=lambda each: each == TIMESTAMP):
+            parts = newer.open(name) if name in others else _parts(tar, name)
+            blobs.put(name, parts, max_bytes=MAX_BLOB_BYTES, sha256=None if name in others else hashes[name])
     finally:
         database.close()
     return Saved(rows, len(kept), 0, head)
 
 
-def _restore_folder(tar: tarfile.TarFile, names: list[str], folder: Path, changed: Mapping[str, str]) -> None:
+def _bring(tar: tarfile.TarFile, index: Mapping[str, Any], found: Blobs, newer: str) -> Brought:
+    """Signed documents of the backup, and what a place has that is newer."""
+    for name in index["sha256"]:
+        if name.startswith(("metadata/", "targets/")):
+            found.put(name, _parts(tar, name), max_bytes=MAX_BLOB_BYTES)
+    return bring(found, reader(newer))
+
+
+def _restore_folder(tar: tarfile.TarFile, names: list[str], folder: Path, changed: Mapping[str, Any]) -> None:
     given: dict[str, Any] = {}
     for name in names:
         inside = Path(name.removeprefix("folder/"))
@@ -292,7 +327,7 @@ def _restore_folder(tar: tarfile.TarFile, names: list[str], folder: Path, change
             given = tomllib.loads(content.decode())
             continue
         (folder / inside).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_new(folder / inside, content, 0o644 if inside.suffix != ".pem" else 0o600)
+        write_new(folder / inside, content, 0o600 if inside.suffix in {".pem", ".key"} else 0o644)
     write_new(
         folder / FILE,
         toml({**given, **{key: value for key, value in changed.items() if value}}).encode(),

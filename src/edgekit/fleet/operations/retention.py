@@ -28,7 +28,9 @@ from sqlalchemy import (
 
 from edgekit.fleet.background import Repeated
 from edgekit.fleet.context import Fleet
-from edgekit.fleet.storage.tables import deliveries, looks, windows
+from edgekit.fleet.errors import FleetError
+from edgekit.fleet.operations import leftovers
+from edgekit.fleet.storage.tables import deliveries, disagreements, looks, windows
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +60,11 @@ def sweep(fleet: Fleet, since_s: int = 0) -> int:
     )  # fmt: skip
     ids = select(windows.c.id).where(counted).order_by(windows.c.received_s)
     _each_batch(fleet, ids, lambda found: update(windows).where(windows.c.id.in_(found)).values(document=b""))
-    for table, those in ((looks, looks.c.at_s < old_s), (deliveries, _told(old_s))):
+    unseen_s = int(fleet.now()) - fleet.settings.disagreement_days * DAY_S
+    for table, those in (
+        (looks, looks.c.at_s < old_s), (deliveries, _told(old_s)),
+        (disagreements, disagreements.c.received_s < unseen_s),
+    ):  # fmt: skip
         _each_batch(fleet, select(table.c.id).where(those), partial(_removal, table))
     return max(since_s, old_s)
 
@@ -83,6 +89,10 @@ def repeated(fleet: Fleet, holder: str) -> Repeated:
                 log.warning("nothing is swept: the clock was set")
         elif fleet.database.lease(LEASE, holder, LEASE_S):
             since_s = sweep(fleet, since_s)
+            try:
+                leftovers.collect(fleet)
+            except FleetError as error:
+                log.warning("files that no version names stay: %s", error.what)
         return EVERY_S
 
     return Repeated(fleet, holder, LEASE, rounds)

@@ -14,6 +14,7 @@ from typing import Final
 from securesystemslib.signer import CryptoSigner, Key  # type: ignore[attr-defined] # no `__all__`
 
 from edgekit.fleet.context import Fleet
+from edgekit.fleet.disagreements import sealing
 from edgekit.fleet.errors import ConflictError, InvalidError
 from edgekit.fleet.identity import access
 from edgekit.fleet.releases import publication
@@ -130,6 +131,7 @@ def _fill(
         if next(iter(fleet.blobs.names()), None) is not None:
             raise _in_use(f"{settings.blobs_url} holds something", "Take an empty place for the blobs.")
         online = trust_keys.create_online(folder / "keys" / "online")
+        sealing.make(folder)
         public: dict[str, list[Key]] = {
             role: [each.public_key for each in of] for role, of in signers.items()
         }

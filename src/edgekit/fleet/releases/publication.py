@@ -12,31 +12,22 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Final
 
-from sqlalchemy import Connection, select
 from tuf.api.metadata import Targets  # type: ignore[attr-defined] # no `__all__`
 
 from edgekit.fleet.context import Fleet
 from edgekit.fleet.errors import ConflictError
-from edgekit.fleet.releases import signing
-from edgekit.fleet.rules.rollouts import OPEN, Rollout
-from edgekit.fleet.storage.tables import channels, rollouts
+from edgekit.fleet.releases import policies, signing
 from edgekit.fleet.trust import publishing, repository
 from edgekit.fleet.trust.layout import TIMESTAMP, policy_path
 from edgekit.fleet.trust.published import Published
 from edgekit.fleet.trust.step import Change
-from edgekit_runtime.agent.fetch import release_path
-from edgekit_runtime.policies import BUCKETS, LIVE, Policy, Rule
-from edgekit_runtime.strict_json import ContractError
+from edgekit_runtime.policies import Policy, Rule
 from edgekit_runtime.trusted_time import TIME_FORMAT
 
 log = logging.getLogger(__name__)
-
-SETTLED_SALT: Final = "settled"
 
 
 def publish(fleet: Fleet) -> bool:
@@ -57,10 +48,12 @@ def publish(fleet: Fleet) -> bool:
     def decide(published: Published) -> Change:
         _check_time(published, now)
         with fleet.database.reading() as connection:
-            wanted = rules_of(connection)
+            wanted = policies.rules_of(connection, disagreements=fleet.settings.disagreements_per_device > 0)
         refused.clear()
         changed = _changed(wanted, published, refused)
-        return Change(policies=changed, files=repository.policy_documents(changed))
+        return Change(
+            policies=changed, files=repository.policy_documents(changed), least=fleet.settings.least_version
+        )
 
     before = documents.read(TIMESTAMP)
     signing.follow(fleet)
@@ -93,44 +86,20 @@ def _check_time(published: Published, now: datetime) -> None:
             )
 
 
-def rules_of(connection: Connection) -> dict[str, tuple[Rule, ...]]:
-    """Channel to what its devices are told: rollouts first, then what is settled."""
-    found: dict[str, list[Rule]] = defaultdict(list)
-    query = select(rollouts.c.document).where(rollouts.c.state.in_(OPEN))
-    for document in connection.scalars(query.order_by(rollouts.c.created_s, rollouts.c.id)):
-        rollout = Rollout.from_tree(document)
-        found[rollout.channel] += rollout.rules()
-    for row in connection.execute(select(channels.c.name, channels.c.settled).order_by(channels.c.name)):
-        found[row.name] += settled_rules(row.settled)
-    return {channel: tuple(rules) for channel, rules in found.items()}
-
-
-def settled_rules(settled: Sequence[Mapping[str, str]]) -> list[Rule]:
-    """What devices run outside a rollout: all of them that fit, so the salt draws nobody."""
-    return [Rule(each["release"], SETTLED_SALT, BUCKETS, LIVE, each["cohort"]) for each in settled]
-
-
 def _changed(
-    wanted: Mapping[str, tuple[Rule, ...]], published: Published, refused: dict[str, str]
+    rules: Mapping[str, tuple[Rule, ...]], published: Published, refused: dict[str, str]
 ) -> dict[str, Policy | None]:
     """Policies that are not published yet, and None for channels that are gone; those that may not be are refused."""
     targets = published.newest_targets
-    signed = targets.signed.targets if targets else {}
     old = published.rollout.signed if published.rollout else Targets()
+    found = policies.wanted(rules, targets.signed.targets if targets else {})
+    refused |= found.refused
     changed: dict[str, Policy | None] = {}
-    for channel, rules in wanted.items():
-        if unsigned := [each.release for each in rules if release_path(each.release) not in signed]:
-            refused[channel] = f"release {unsigned[0][:16]}… is not signed"
-            continue
-        try:
-            policy = Policy(rules)
-        except ContractError as error:
-            refused[channel] = str(error)
-            continue
+    for channel, policy in found.policies.items():
         before = old.targets.get(policy_path(channel))
         digest = hashlib.sha256(policy.to_json().encode()).hexdigest()
         if before is None or before.hashes.get("sha256") != digest:
             changed[channel] = policy
-    paths = {policy_path(channel) for channel in wanted}
+    paths = {policy_path(channel) for channel in rules}
     gone = [path for path in old.targets if path not in paths]
     return changed | {path.removeprefix("rollout/").removesuffix(".json"): None for path in gone}

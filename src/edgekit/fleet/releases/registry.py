@@ -33,6 +33,8 @@ from edgekit_runtime.errors import ArtifactError
 from edgekit_runtime.store import MAX_RELEASE_BYTES
 
 PENDING, SIGNED, RETIRED = "pending", "signed", "retired"
+# Held by who makes versions of uploaded files, and by who takes away files that no version names.
+LOCK: Final = "registry"
 # Bodies of the server are bounded to twice that; `edgekit publish` leaves layers and trials out of longer ones.
 MAX_REPORT_BYTES: Final = 1 << 20
 MAX_NOTES: Final = 16_000
@@ -130,9 +132,11 @@ def propose(
     now_s = int(fleet.now())
 
     def work(connection: Connection) -> Version:
-        lock(connection, "registry")
+        lock(connection, LOCK)
         if (known := _row(connection, found.name, found.version)) is not None:
             return _same(known, found)
+        # Again, now that nobody collects what no version names.
+        _check_files(fleet.blobs, found)
         of = one(connection, found.name, parent).id if parent else ""
         connection.execute(
             insert(versions).values(
@@ -276,6 +280,23 @@ def _release(document: str | bytes) -> Release:
 
 def _manifest(blobs: Blobs, release: Release) -> Manifest:
     """The manifest among the uploaded files, which are all there, in the right size."""
+    _check_files(blobs, release)
+    content = storage.read(blobs, f"blobs/{release.files[MANIFEST_FILE].sha256}", MAX_MANIFEST_BYTES)
+    try:
+        manifest = Manifest.from_json(content)
+        check_release(release, manifest)
+    except ContractError as error:
+        raise InvalidError(
+            f"manifest: {error}", expected="manifest.json", way_out=_AGAIN, code="manifest"
+        ) from error
+    except ArtifactError as error:
+        raise InvalidError(
+            error.what, expected=error.expected, way_out=error.way_out, code="manifest"
+        ) from error
+    return manifest
+
+
+def _check_files(blobs: Blobs, release: Release) -> None:
     wrong = {
         path: size
         for path, file in release.files.items()
@@ -290,19 +311,6 @@ def _manifest(blobs: Blobs, release: Release) -> Manifest:
             way_out="Upload every file of the release first: `edgekit publish` does.",
             code="not_uploaded",
         )
-    content = storage.read(blobs, f"blobs/{release.files[MANIFEST_FILE].sha256}", MAX_MANIFEST_BYTES)
-    try:
-        manifest = Manifest.from_json(content)
-        check_release(release, manifest)
-    except ContractError as error:
-        raise InvalidError(
-            f"manifest: {error}", expected="manifest.json", way_out=_AGAIN, code="manifest"
-        ) from error
-    except ArtifactError as error:
-        raise InvalidError(
-            error.what, expected=error.expected, way_out=error.way_out, code="manifest"
-        ) from error
-    return manifest
 
 
 def _check_report(report: Mapping[str, Any], notes: str) -> None:

@@ -1,8 +1,9 @@
 """What devices may run: the change of the signed targets that waits for people, and its publication once they signed.
 
-The server proposes: versions that were published and are not signed yet come in, those that were retired go. The
-proposal stays the same while that stays the same, so that several people can sign it one after the other, each on a
-machine of their own. The rows of versions follow what is published, never the other way round.
+The server proposes: versions that were published and are not signed yet come in, those that were retired go, and what
+is about to expire is to be signed as it is. The proposal stays the same while that stays the same, so that several
+people can sign it one after the other, each on a machine of their own. A change of keys (`rotation`) waits in the same
+place, before anything else. The rows of versions follow what is published, never the other way round.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from datetime import UTC, datetime
 from typing import Final
 
 from sqlalchemy import Connection, select, update
-from tuf.api.metadata import Targets  # type: ignore[attr-defined] # no `__all__`
+from tuf.api.metadata import Root, Targets  # type: ignore[attr-defined] # no `__all__`
 
 from edgekit.fleet.context import Fleet
 from edgekit.fleet.errors import ConflictError, InvalidError
 from edgekit.fleet.identity.access import ADMINISTER, PUBLISH, Actor
+from edgekit.fleet.releases import policies
 from edgekit.fleet.releases.documents import BlobDocuments
 from edgekit.fleet.releases.registry import PENDING, RETIRED, SIGNED
 from edgekit.fleet.storage import audit
@@ -26,9 +28,10 @@ from edgekit.fleet.trust import pending as proposals
 from edgekit.fleet.trust import publishing, repository
 from edgekit.fleet.trust.keys import Online, load_online
 from edgekit.fleet.trust.pending import Missing, Pending
-from edgekit.fleet.trust.published import Published, load
+from edgekit.fleet.trust.published import Published, due, load
 from edgekit_runtime.agent.fetch import release_path
 from edgekit_runtime.contract import Release
+from edgekit_runtime.policies import Policy
 
 # Not below `metadata/`: what nobody signed yet is shown to nobody but people who sign.
 PROPOSAL: Final = "pending/proposal.json"
@@ -78,13 +81,18 @@ def proposal(fleet: Fleet) -> Pending | None:
     for _ in range(ATTEMPTS):
         stored = documents.read(PROPOSAL)
         published = load(documents)
-        wanted = _wanted(fleet, published)
-        if wanted is None:
-            return None
-        known = Pending.from_bytes(stored) if stored else None
-        if known is not None and _still_holds(known, wanted, published, now):
+        known = _read(stored)
+        if known is not None and changes_keys(known) and _follows(known, published, now):
+            # Whatever else waits is proposed again once the keys are others.
             return known
-        made = proposals.propose(published.roots, published.newest_targets, now, new_targets=wanted)
+        root, targets = _wanted(fleet, published, now)
+        if root is None and targets is None:
+            return None
+        if known is not None and _still_holds(known, root, targets, published, now):
+            return known
+        made = proposals.propose(
+            published.roots, published.newest_targets, now, new_root=root, new_targets=targets
+        )
         try:
             documents.write(PROPOSAL, made.to_bytes(), replaces=stored)
         except ConflictError:
@@ -114,17 +122,44 @@ def submit(fleet: Fleet, actor: Actor, content: bytes) -> Signed:
         )  # fmt: skip
     offered, now = Pending.from_bytes(content), moment(fleet)
     proposals.check(offered, now)
-    if offered.new_root is not None:
+    if offered.new_root is not None or changes_keys(offered):
         actor.check(ADMINISTER)
     documents = documents_of(fleet)
     merged = _merged(documents, offered)
     if (missing := proposals.missing(merged)) == ():
-        publishing.submit(
-            documents, online_of(fleet), merged, now, releases=_documents(fleet, merged),
-            delegation_may_change=actor.may(ADMINISTER),
-        )  # fmt: skip
-        follow(fleet, actor)
+        _publish(fleet, actor, merged)
     return Signed(missing)
+
+
+def _publish(fleet: Fleet, actor: Actor, pending: Pending) -> None:
+    keys = changes_keys(pending)
+    before = load(documents_of(fleet))
+    publishing.submit(
+        documents_of(fleet), online_of(fleet), pending, moment(fleet), releases=_documents(fleet, pending),
+        delegation_may_change=actor.may(ADMINISTER),
+        # New keys sign what the database says, not what somebody with the old ones may have published.
+        policies=_policies(fleet, before, pending) if keys else None, anew=keys,
+    )  # fmt: skip
+    follow(fleet, actor)
+    if keys and (before.roots, before.newest_targets) == (pending.roots, pending.targets):
+        note(fleet, actor, "keys.changed", pending)
+
+
+def note(fleet: Fleet, actor: Actor, action: str, pending: Pending) -> None:
+    """Tell the audit log of a change of keys."""
+    parts = {role: each.signed.version for role, (each, _) in pending.new_parts().items()}
+    detail = {"lines": [line[:200] for line in proposals.describe(pending)[:100]], **parts}
+    subject, now_s = " ".join(parts), int(fleet.now())
+    fleet.database.write(
+        lambda connection: audit.append(connection, actor.name, action, subject, detail, now_s)
+    )
+
+
+def _policies(fleet: Fleet, published: Published, pending: Pending) -> Mapping[str, Policy]:
+    targets = pending.new_targets or published.newest_targets
+    with fleet.database.reading() as connection:
+        rules = policies.rules_of(connection, disagreements=fleet.settings.disagreements_per_device > 0)
+    return policies.wanted(rules, targets.signed.targets if targets else {}).policies
 
 
 def follow(fleet: Fleet, actor: Actor = CONDUCTOR) -> None:
@@ -147,7 +182,16 @@ def follow(fleet: Fleet, actor: Actor = CONDUCTOR) -> None:
         fleet.database.write(work)
 
 
-def _wanted(fleet: Fleet, published: Published) -> Targets | None:
+def _wanted(fleet: Fleet, published: Published, now: datetime) -> tuple[Root | None, Targets | None]:
+    """What people should sign: versions, else what is about to expire; root by itself, so that no version waits."""
+    targets = _by_versions(fleet, published)
+    ends = due(published, now)
+    if targets is None and "targets" in ends and published.newest_targets is not None:
+        targets = published.newest_targets.signed
+    return (published.root.signed if targets is None and "root" in ends else None), targets
+
+
+def _by_versions(fleet: Fleet, published: Published) -> Targets | None:
     """What targets should say by the table of versions; None where they say it."""
     if published.newest_targets is None:
         published.root  # noqa: B018 - says that nothing is published
@@ -167,15 +211,46 @@ def _wanted(fleet: Fleet, published: Published) -> Targets | None:
     return repository.retire(targets, gone)
 
 
-def _still_holds(known: Pending, wanted: Targets, published: Published, now: datetime) -> bool:
-    new, base = known.new_targets, published.newest_targets
+def changes_keys(pending: Pending) -> bool:
+    """Whether a proposal names other keys than those that hold, and not only new versions or a new expiry."""
+    root, new_root = pending.root, pending.new_root
+    targets, new_targets = pending.targets, pending.new_targets
+    if new_root is not None and (
+        root is None or (root.signed.roles, root.signed.keys) != (new_root.signed.roles, new_root.signed.keys)
+    ):
+        return True
+    return bool(targets and new_targets and targets.signed.delegations != new_targets.signed.delegations)
+
+
+def _still_holds(
+    known: Pending, root: Root | None, targets: Targets | None, published: Published, now: datetime
+) -> bool:
+    new = known.new_targets
     return (
-        new is not None
-        and known.new_root is None
-        and new.signed.targets == wanted.targets
-        and known.roots == published.roots
-        and known.targets == base
-        and not repository.is_due(new.signed, "targets", now)
+        not changes_keys(known)
+        and (known.new_root is None) == (root is None)
+        and (new is None) == (targets is None)
+        and (new is None or targets is None or new.signed.targets == targets.targets)
+        and _follows(known, published, now)
+    )
+
+
+def _read(stored: bytes | None) -> Pending | None:
+    """What waits; None where nothing does, or what somebody wrote there is no proposal."""
+    try:
+        return Pending.from_bytes(stored) if stored else None
+    except InvalidError:
+        return None
+
+
+def _follows(known: Pending, published: Published, now: datetime) -> bool:
+    """Whether a proposal is of what is published now, and what it says is to live long enough."""
+    return (
+        known.roots == published.roots
+        and known.targets == published.newest_targets
+        and not any(
+            repository.is_due(each.signed, role, now) for role, (each, _) in known.new_parts().items()
+        )
     )
 
 
@@ -183,7 +258,7 @@ def _merged(documents: BlobDocuments, offered: Pending) -> Pending:
     """The signatures of all, kept for those who sign later."""
     for _ in range(ATTEMPTS):
         stored = documents.read(PROPOSAL)
-        known = Pending.from_bytes(stored) if stored else None
+        known = _read(stored)
         if known is None or _parts(known) != _parts(offered):
             # Whole as it is it needs no other's signature; else it would put what the server proposed aside.
             if proposals.missing(offered):

@@ -6,7 +6,8 @@ them from one kitchen say nothing of the other kitchens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,6 +40,8 @@ class Observation:
         latency_ratio: median of the release's latency over that of the version before, on the same device; NaN where
             one of them is not known.
         samples: predictions that it is based on.
+        latency_ms: median of the release's latency where it serves, in milliseconds; NaN where it is not known.
+        confidence: median of its confidence where it serves, from 0 to 1; NaN where the task has none.
     """
 
     agreement: float
@@ -46,6 +49,8 @@ class Observation:
     nans: float
     latency_ratio: float
     samples: int
+    latency_ms: float = math.nan
+    confidence: float = math.nan
 
     @classmethod
     def of_pair(cls, figures: Figures) -> Observation:
@@ -82,6 +87,8 @@ class Observation:
             nans=counts.live_nans / counts.seen if counts.seen else 0.0,
             latency_ratio=_ratio(figures.live.latency_ms, before),
             samples=counts.seen,
+            latency_ms=figures.live.latency_ms.quantile(0.5),
+            confidence=figures.live.confidence.quantile(0.5),
         )
 
 
@@ -125,6 +132,54 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Arm:
+    """One of the two arms of an A/B comparison. Observations are frozen, in the order in which they were known.
+
+    Attributes:
+        meant: devices of it that were heard of lately.
+        errors: [n], share of inputs that raise an error.
+        nans: [n], share of answers with NaN or infinity.
+        latency_ms: [n], median in milliseconds; NaN where it is not known.
+        confidence: [n], median from 0 to 1; NaN where the task has none.
+        spoken: confidences of all its devices together.
+    """
+
+    meant: int = 0
+    errors: Shares = field(default_factory=_none)
+    nans: Shares = field(default_factory=_none)
+    latency_ms: Shares = field(default_factory=_none)
+    confidence: Shares = field(default_factory=_none)
+    spoken: Sketch = field(default_factory=Sketch)
+
+    @classmethod
+    def of(cls, meant: int, observations: Sequence[Observation], spoken: Sketch) -> Arm:
+        """Of a list, in its order."""
+        names = ("errors", "nans", "latency_ms", "confidence")
+        columns = {
+            name: np.array([getattr(each, name) for each in observations], dtype=float) for name in names
+        }
+        return cls(meant, spoken=spoken, **columns)
+
+    def __len__(self) -> int:
+        return len(self.errors)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Arms:
+    """Both arms, drawn by one salt, as large as one another.
+
+    Attributes:
+        candidate: devices that serve the release.
+        control: devices that stay on the version before.
+        decides: whether this is the last stage that has a control to compare with.
+    """
+
+    candidate: Arm = field(default_factory=Arm)
+    control: Arm = field(default_factory=Arm)
+    decides: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
     """What is known of one step of a rollout.
 
@@ -142,6 +197,7 @@ class Evidence:
         confidence: of the release.
         heard: (devices heard of within the bound, devices of the cohort outside it).
         share: of the cohort that was drawn, from 0 to 1.
+        arms: of an A/B comparison, None where there is no control.
     """
 
     meant: int = 0
@@ -156,6 +212,7 @@ class Evidence:
     confidence: Sketch = field(default_factory=Sketch)
     heard: tuple[int, int] = (0, 0)
     share: float = 1.0
+    arms: Arms | None = None
 
 
 def _ratio(candidate: Sketch, live: Sketch) -> float:

@@ -24,11 +24,13 @@ from typing import Any, Final
 import numpy as np
 
 from edgekit.fleet.errors import InvalidError
+from edgekit.fleet.rules import arms
 from edgekit.fleet.rules.evidence import Evidence, Flags, Shares
 from edgekit.fleet.statistics import corrections, drift, rare, ratios, sample_ratio
 from edgekit.fleet.statistics.parts import log_capital, lower_bound
 
 PASS, FAIL, HOLD = "pass", "fail", "hold"
+NOBODY: Final = "no device fits the cohort, or none was heard of lately"
 # Of a slice, before it is looked at on its own.
 SLICE_DEVICES: Final = 3
 MAX_SLICES: Final = 64
@@ -166,10 +168,12 @@ def judged(
         phase: "shadow" or "live".
         bounds: whether to say between what each mean lies; the outcome is the same without.
     """
-    asked = {name: gate for name, gate in GATES.items() if (mode, phase) in gate.steps}
-    setting = Setting(limits, corrections.bonferroni(limits.alpha, len(asked)), bounds)
+    asked = _asked(mode, phase)
+    setting = setting_of(limits, mode=mode, phase=phase, bounds=bounds)
     if evidence.meant == 0:
-        return tuple(Verdict(name, PASS, "no device is meant here", _limit(limits, name)) for name in asked)
+        # A stage of few percent may well draw none of few devices; a cohort that nobody is of proves nothing.
+        found = (PASS, "no device is meant here") if sum(evidence.heard) else (HOLD, NOBODY)
+        return tuple(Verdict(name, *found, _limit(limits, name)) for name in asked)
     return tuple(_told(gate, gate.steps[mode, phase], evidence, setting) for name, gate in asked.items())
 
 
@@ -420,6 +424,44 @@ def _judge_sample_ratio(evidence: Evidence, setting: Setting) -> Verdict:
     return Verdict("sample_ratio", verdict, why, alpha, p, None, None, inside + outside, evidence.meant)
 
 
+def _judge_arms(evidence: Evidence, setting: Setting) -> Verdict:
+    """Whether the candidate does worse than the control; held only where it is the last stage that has one."""
+    if evidence.arms is None:
+        return Verdict("arms", PASS, "there is no version before to compare with", setting.stop_alpha)
+    found = compared(evidence, setting)
+    why, n = arms.told(found), min(len(evidence.arms.candidate), len(evidence.arms.control))
+    outcome = {arms.WORSE: FAIL, arms.UNEVEN: FAIL, arms.UNKNOWN: HOLD if found.decides else PASS}
+    return Verdict(
+        "arms", outcome.get(found.verdict, PASS), f"{found.verdict}: {why}", setting.stop_alpha,
+        devices=n, meant=min(found.candidate, found.control),
+    )  # fmt: skip
+
+
+def compared(evidence: Evidence, setting: Setting) -> arms.Compared:
+    """The A/B comparison that the gate looks at; the evidence has arms."""
+    assert evidence.arms is not None
+    limits = {name: float(value) for name, value in asdict(setting.limits).items()}
+    return arms.compare(
+        evidence.arms, limits, stop_alpha=setting.stop_alpha, alpha=setting.alpha, bounds=setting.bounds
+    )
+
+
+def setting_of(limits: Limits, *, mode: str, phase: str, bounds: bool = True) -> Setting:
+    """What every gate of a step is given.
+
+    Args:
+        limits: of the rollout.
+        mode: "shadow", "canary" or "ab".
+        phase: "shadow" or "live".
+        bounds: as in `judged`.
+    """
+    return Setting(limits, corrections.bonferroni(limits.alpha, len(_asked(mode, phase))), bounds)
+
+
+def _asked(mode: str, phase: str) -> dict[str, Gate]:
+    return {name: gate for name, gate in GATES.items() if (mode, phase) in gate.steps}
+
+
 _PAIRED: Final = {("shadow", "shadow"): "needed"}
 _SERVING: Final = {("shadow", "live"): "watches", ("canary", "live"): "needed", ("ab", "live"): "needed"}
 _ALWAYS: Final = {**_PAIRED, **dict.fromkeys(_SERVING, "needed")}
@@ -433,4 +475,5 @@ GATES: Final[Mapping[str, Gate]] = {
     "latency_ratio": Gate(_LATENCY, {**_PAIRED, **dict.fromkeys(_SERVING, "watches")}),
     "drift": Gate(_judge_drift, _PAIRED),
     "sample_ratio": Gate(_judge_sample_ratio, dict.fromkeys((*_PAIRED, *_SERVING), "watches")),
+    "arms": Gate(_judge_arms, {("ab", "live"): "needed"}),
 }

@@ -4,8 +4,8 @@
              every gate passes                         every gate passes, last stage
     running ────────────────────→ running, next step ─────────────────────────────────→ completed
        │  ↑ resume
-       │  ├──── paused      by a person
-       │  └──── held        no verdict in time
+       │  ├──── paused      by a person    ┐ goes no further; a gate that fails
+       │  └──── held        no verdict yet ┘ ends these as well
        ├── a gate fails ──→ failed      ┐ the rule goes away, and devices return
        └── a person ──────→ aborted     ┘ to what is settled
 ```
@@ -17,7 +17,12 @@ devices of the stage are too few for a verdict. A bound never shrinks, and devic
 the release keeps it until the rollout ends.
 
 Time that counts is what was looked at: a server that was off for a week, or whose clock jumped, neither soaks nor times
-out by that.
+out by that. A step soaks from when its bound has reached the stage; it may time out from its beginning, but not while
+it does nothing but soak.
+
+With "ab" as many devices as serve the release, up to half of the cohort, are its control: those with the highest
+buckets of the same salt. Who is in an arm never changes to the other one; beyond half of the cohort devices of the
+control get the release, and what they told until then stays.
 """
 
 from __future__ import annotations
@@ -31,7 +36,7 @@ from typing import Any, Final
 from edgekit.fleet.errors import ConflictError, InvalidError
 from edgekit.fleet.rules.gates import COVERED, FAIL, PASS, Limits, Verdict
 from edgekit_runtime.cohorts import Cohort
-from edgekit_runtime.policies import BUCKETS, Rule
+from edgekit_runtime.policies import BUCKETS, MAX_DISAGREEMENTS, Rule
 from edgekit_runtime.strict_json import ContractError
 
 RUNNING, PAUSED, HELD = "running", "paused", "held"
@@ -43,6 +48,8 @@ MAX_STAGES: Final = 20
 # Seconds between two looks that count at most.
 LONGEST_TICK_S: Final = 120
 GROWTH: Final = 2
+# Of each arm of an A/B comparison at most.
+HALF: Final = BUCKETS // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,7 @@ class Plan:
         first_devices: about how many get it first in each step; 0 for all of the stage at once.
         widest_shadow: percent of the cohort up to which a shadow grows beyond its stage, where the stage has too few
             devices for a verdict; 0 for never.
+        disagreements: inputs of a window whose answers differ that devices in the shadow may send; 0 for none.
         limits: of the gates.
     """
 
@@ -70,6 +78,7 @@ class Plan:
     patience_s: int = 86400
     first_devices: int = 100
     widest_shadow: float = 100.0
+    disagreements: int = 0
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -88,8 +97,20 @@ class Plan:
                 raise _invalid(f"{name} {getattr(self, name)}", "a whole number of at least 0")
         if not 0 <= self.widest_shadow <= 100:
             raise _invalid(f"widest_shadow {self.widest_shadow:g}", "percent, from 0 to 100")
+        if not 0 <= self.disagreements <= MAX_DISAGREEMENTS:
+            raise _invalid(f"disagreements {self.disagreements}", f"from 0 to {MAX_DISAGREEMENTS}")
+        if self.disagreements and self.mode != "shadow":
+            raise _invalid(
+                f"{self.disagreements} disagreements with mode {self.mode!r}",
+                'the mode "shadow": nowhere else are there two answers to one input',
+            )
         if self.timeout_s <= self.soak_s:
             raise _invalid(f"timeout_s {self.timeout_s}", f"more than soak_s, {self.soak_s}")
+        if self.mode == "ab" and bound_of(stages[0]) > HALF:
+            raise _invalid(
+                f"an A/B comparison that begins with {_percent(stages[0])}",
+                "a first stage of at most 50, which has a control as large as itself",
+            )
         try:
             Cohort.parse(self.cohort)
         except ContractError as error:
@@ -116,6 +137,7 @@ class Rollout:
         live_bound: devices whose bucket is below it run the release.
         shadow_bound: those whose bucket is below it run it beside what serves.
         counted_s: seconds of this step that were looked at.
+        soaked_s: of these, seconds in which the bound had reached the stage.
         looked_s: seconds since 1970 of the last look, 0 before the first.
         why: of the last change, for people.
     """
@@ -135,6 +157,28 @@ class Rollout:
     counted_s: float = 0.0
     looked_s: float = 0.0
     why: str = ""
+    soaked_s: float = 0.0
+
+    @property
+    def arm_bound(self) -> int:
+        """Devices whose bucket is below it are the candidate's arm of an A/B comparison; 0 where there is none."""
+        return min(self.live_bound, HALF) if self.plan.mode == "ab" and self.baseline else 0
+
+    @property
+    def control_bound(self) -> int:
+        """Devices whose bucket is at least this are its control; as many buckets as the candidate's arm has."""
+        return BUCKETS - self.arm_bound
+
+    @property
+    def decides_arms(self) -> bool:
+        """Whether no later stage has a larger control."""
+        after = self.plan.stages[self.stage + 1 : self.stage + 2]
+        return self.target <= HALF and all(bound_of(each) > HALF for each in after)
+
+    @property
+    def is_soaked(self) -> bool:
+        """Whether it was long enough at the bound of the stage."""
+        return self.bound >= self.target and self.soaked_s >= self.plan.soak_s
 
     @property
     def target(self) -> int:
@@ -158,8 +202,9 @@ class Rollout:
         # While it begins to serve, those whose turn has not come keep it in the shadow.
         steps = ((LIVE, self.live_bound, 0), (SHADOW, self.shadow_bound, self.live_bound))
         cohort = self.plan.cohort
+        asked = {LIVE: 0, SHADOW: self.plan.disagreements}
         return tuple(
-            Rule(self.release, self.salt, bound, mode, cohort)
+            Rule(self.release, self.salt, bound, mode, cohort, asked[mode])
             for mode, bound, above in steps
             if bound > above
         )
@@ -212,21 +257,24 @@ def look(rollout: Rollout, verdicts: Sequence[Verdict], *, devices: int, taken: 
         taken: of those within the bound, how many have told that they took or refused the release.
         now_s: seconds since 1970 by the server's clock.
     """
+    failed = [each for each in verdicts if each.outcome == FAIL]
+    # Devices keep the release while a person thinks, so what takes it back from them goes on looking.
+    if rollout.is_open and failed:
+        return _ended(
+            replace(rollout, looked_s=now_s), FAILED, f"stopped at {_where(rollout)}: {_whys(failed)}"
+        )
     if rollout.state != RUNNING:
         return Step(replace(rollout, looked_s=now_s))
-    passed_s = min(max(now_s - rollout.looked_s, 0.0), LONGEST_TICK_S) if rollout.looked_s else 0.0
-    rollout = replace(rollout, counted_s=rollout.counted_s + passed_s, looked_s=now_s)
-    if failed := [each for each in verdicts if each.outcome == FAIL]:
-        why = "; ".join(f"{each.gate}: {each.why}" for each in failed)
-        return _ended(rollout, FAILED, f"stopped at {_where(rollout)}: {why}")
+    rollout = _ticked(rollout, now_s)
     # How many were drawn, which with few devices is far from what is expected of the bound.
     meant = max((each.meant for each in verdicts), default=0)
     grown = _grown(rollout, devices, meant, taken, rollout.target)
     waits = [each for each in verdicts if each.outcome != PASS]
-    if not waits and rollout.bound >= rollout.target and rollout.counted_s >= rollout.plan.soak_s:
+    if not waits and rollout.is_soaked:
         return _advanced(rollout, devices, "every gate passes")
-    if rollout.counted_s >= rollout.plan.timeout_s:
-        why = "; ".join(f"{each.gate}: {each.why}" for each in waits) or "devices did not take it"
+    soaks = not waits and rollout.bound >= rollout.target
+    if rollout.counted_s >= rollout.plan.timeout_s and not soaks:
+        why = _whys(waits) or "devices did not take it"
         return _changed(rollout, HELD, f"no verdict in time at {_where(rollout)}: {why}")
     if _too_few(rollout, waits):
         grown = _grown(rollout, devices, meant, taken, bound_of(rollout.plan.widest_shadow))
@@ -248,7 +296,8 @@ def pause(rollout: Rollout) -> Step:
 def resume(rollout: Rollout) -> Step:
     """Go on; the time of the step begins anew."""
     _needs(rollout, (PAUSED, HELD), "resume")
-    return _changed(replace(rollout, counted_s=0.0, looked_s=0.0), RUNNING, "resumed", kind="resumed")
+    anew = replace(rollout, counted_s=0.0, soaked_s=0.0, looked_s=0.0)
+    return _changed(anew, RUNNING, "resumed", kind="resumed")
 
 
 def promote(rollout: Rollout, devices: int) -> Step:
@@ -273,6 +322,13 @@ def abort(rollout: Rollout, why: str = "aborted by a person") -> Step:
     return _ended(rollout, ABORTED, why)
 
 
+def without_disagreements(rollout: Rollout) -> Step:
+    """Ask devices for no inputs any more, whatever its state."""
+    plan = replace(rollout.plan, disagreements=0)
+    why = "inputs whose answers differ were deleted, and none are taken any more"
+    return Step(replace(rollout, plan=plan), "erased", why)
+
+
 def bound_of(percent: float) -> int:
     """Buckets of a share, at least one."""
     return min(BUCKETS, max(1, round(percent / 100 * BUCKETS)))
@@ -293,7 +349,7 @@ def settled_after(rollout: Rollout, settled: Sequence[Mapping[str, str]]) -> lis
 
 def _advanced(rollout: Rollout, devices: int, why: str, *, kind: str = "") -> Step:
     if rollout.phase == SHADOW:
-        went = replace(rollout, phase=LIVE, counted_s=0.0)
+        went = replace(rollout, phase=LIVE, counted_s=0.0, soaked_s=0.0)
         return _grow_first(went, devices, kind or "passed", f"{why}: {_percent(_share(rollout))} serve it")
     if rollout.stage + 1 < len(rollout.plan.stages):
         after = rollout.stage + 1
@@ -304,7 +360,8 @@ def _advanced(rollout: Rollout, devices: int, why: str, *, kind: str = "") -> St
 
 def _opened(rollout: Rollout, stage: int, devices: int, why: str) -> Step:
     phase = SHADOW if rollout.plan.mode == "shadow" and rollout.baseline else LIVE
-    return _grow_first(replace(rollout, stage=stage, phase=phase, counted_s=0.0), devices, "opened", why)
+    new = replace(rollout, stage=stage, phase=phase, counted_s=0.0, soaked_s=0.0)
+    return _grow_first(new, devices, "opened", why)
 
 
 def _grow_first(rollout: Rollout, devices: int, kind: str, why: str) -> Step:
@@ -317,16 +374,32 @@ def _grow_first(rollout: Rollout, devices: int, kind: str, why: str) -> Step:
     return Step(replace(grown, why=why), kind, why)
 
 
+def _ticked(rollout: Rollout, now_s: float) -> Rollout:
+    """With the time that went by since the last look."""
+    passed_s = min(max(now_s - rollout.looked_s, 0.0), LONGEST_TICK_S) if rollout.looked_s else 0.0
+    soaks_s = passed_s if rollout.bound >= rollout.target else 0.0
+    return replace(
+        rollout, counted_s=rollout.counted_s + passed_s, soaked_s=rollout.soaked_s + soaks_s, looked_s=now_s
+    )
+
+
+def _whys(verdicts: Sequence[Verdict]) -> str:
+    """Why gates say what they say; once where all say the same."""
+    if len({each.why for each in verdicts}) == 1 and len(verdicts) > 1:
+        return verdicts[0].why
+    return "; ".join(f"{each.gate}: {each.why}" for each in verdicts)
+
+
 def _too_few(rollout: Rollout, waits: Sequence[Verdict]) -> bool:
     """Whether next to all devices of a stage have shown enough in the shadow, and no gate can tell from them."""
-    soaked = rollout.bound >= rollout.target and rollout.counted_s >= rollout.plan.soak_s
-    told = all(each.devices >= COVERED * each.meant for each in waits)
-    return rollout.phase == SHADOW and soaked and bool(waits) and told
+    told = all(each.devices >= COVERED * each.meant for each in waits) and any(each.meant for each in waits)
+    return rollout.phase == SHADOW and rollout.is_soaked and told
 
 
 def _grown(rollout: Rollout, devices: int, meant: int, taken: int, target: int) -> Rollout:
     """Twice as many once half of those that are meant have it, up to a target."""
-    if rollout.bound >= target or taken < meant / 2:
+    # Where nobody is there yet, the first that come are to be few.
+    if rollout.bound >= target or taken < meant / 2 or not devices:
         return rollout
     more = max(_first_bound(rollout, devices), rollout.bound * (GROWTH - 1))
     return _with_bound(rollout, min(target, rollout.bound + more))

@@ -50,6 +50,14 @@ def compared(
     )
 
 
+@router.get("/rollouts/{rollout}/arms", tags=["comparison"])
+def arms(rollout: api.RolloutId, common: Common, actor: Annotated[Actor, Depends(needs(READ))]) -> api.Arms:
+    """Both arms of an A/B comparison, side by side, as the gates saw them last."""
+    del actor
+    with common.fleet.database.reading() as connection:
+        return api.Arms(**views.arms(connection, rollout))
+
+
 @router.get("/events", tags=["comparison"], responses=_STREAM, response_class=StreamingResponse)
 async def events(
     common: Common,

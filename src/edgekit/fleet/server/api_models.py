@@ -14,8 +14,10 @@ from edgekit.fleet.identity import access
 from edgekit.fleet.rules.gates import Limits
 from edgekit.fleet.rules.rollouts import MODES, Plan
 from edgekit.fleet.statistics.ratios import LARGEST_RATIO
+from edgekit.fleet.trust.layout import ROLES
 from edgekit_runtime import cohorts
 from edgekit_runtime.labels import MAX_LABELS
+from edgekit_runtime.policies import MAX_DISAGREEMENTS
 
 # Text without what PostgreSQL does not keep and terminals obey.
 PLAIN: Final = r"^[^\x00-\x1f\x7f]*$"
@@ -86,6 +88,20 @@ class Document(Asked):
     document: str = Field(max_length=8 << 20)
 
 
+class KeysAsked(Asked):
+    """Other keys of a role, or of several that the server signs."""
+
+    roles: list[Annotated[str, Field(pattern=f"^({'|'.join(ROLES)})$")]] = Field(min_length=1, max_length=5)
+    add: list[Annotated[str, Field(max_length=1000)]] = Field(
+        [], max_length=16, description="public keys in PEM"
+    )
+    remove: list[Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")]] = Field(
+        [], max_length=16, description="ids of keys, or their first characters"
+    )
+    threshold: Annotated[Whole, Field(ge=1, le=16)] | None = None
+    lost: bool = Field(False, description="too few keys of targets are left to sign")
+
+
 class Settle(Asked):
     """A version for the devices of a channel, from now on."""
 
@@ -124,6 +140,7 @@ class RolloutAsked(Asked):
     patience_s: Whole = Field(_DEFAULTS.patience_s, ge=0, le=10**9)
     first_devices: Whole = Field(_DEFAULTS.first_devices, ge=0, le=10**9)
     widest_shadow: float = Field(_DEFAULTS.widest_shadow, ge=0, le=100)
+    disagreements: Whole = Field(_DEFAULTS.disagreements, ge=0, le=MAX_DISAGREEMENTS)
     limits: LimitsAsked = LimitsAsked()
 
     def plan(self) -> Plan:
@@ -250,6 +267,30 @@ class Signed(BaseModel):
     missing: list[MissingSignatures]
 
 
+class RoleKeys(BaseModel):
+    """As `edgekit.fleet.releases.rotation.RoleKeys`."""
+
+    role: str
+    version: int
+    expires_s: int
+    threshold: int
+    keys: list[str]
+    held: list[str]
+
+
+class Keys(BaseModel):
+    """Who signs what, and the keys that this server holds."""
+
+    roles: list[RoleKeys]
+
+
+class Rotation(BaseModel):
+    """A change of keys that waits for signatures, and the files of keys that this server made for it."""
+
+    lines: list[str]
+    made: list[str]
+
+
 class SettledOn(BaseModel):
     """What a part of the devices of a channel runs outside rollouts."""
 
@@ -343,6 +384,7 @@ class Rollout(BaseModel):
     live_bound: int
     shadow_bound: int
     counted_s: float
+    soaked_s: float
     looked_s: float
     why: str
     revision: int
@@ -354,6 +396,52 @@ class RolloutWithLook(Rollout):
     """A rollout, and what its gates said last."""
 
     look: Look | None
+
+
+class Created(RolloutWithLook):
+    """A rollout that began, and why it may end without a verdict."""
+
+    warnings: list[str]
+
+
+class Estimate(BaseModel):
+    """As `edgekit.fleet.rules.arms.Estimate`."""
+
+    devices: int
+    mean: float | None
+    lower: float | None
+    upper: float | None
+
+
+class MeasureOfArms(BaseModel):
+    """As `edgekit.fleet.rules.arms.Difference`."""
+
+    name: str
+    says: str
+    candidate: Estimate
+    control: Estimate
+    difference: float | None
+    lower: float | None
+    upper: float | None
+    effect: float
+    pairs: int
+    verdict: str
+    decides: bool
+
+
+class Arms(BaseModel):
+    """As `edgekit.fleet.rules.arms.Compared`: both arms of an A/B comparison, at the last look."""
+
+    at_s: int
+    verdict: str
+    measures: list[MeasureOfArms]
+    candidate: int
+    control: int
+    ratio_p: float
+    ratio_alpha: float
+    psi: float | None
+    jensen_shannon: float | None
+    decides: bool
 
 
 class Rollouts(BaseModel):
@@ -385,6 +473,29 @@ class Device(BaseModel):
     last_good: str
     pinned: bool
     status: dict[str, Any]
+    erased_s: int
+
+
+class Disagreement(BaseModel):
+    """An input on which a device's two versions differ, without what it holds."""
+
+    id: int
+    device: str
+    key: str
+    rollout: str
+    live: str
+    candidate: str
+    live_label: str
+    candidate_label: str
+    at_s: int
+    received_s: int
+    size_bytes: int
+
+
+class Disagreements(BaseModel):
+    """Of a rollout, newest first."""
+
+    disagreements: list[Disagreement]
 
 
 class Devices(BaseModel):

@@ -1,4 +1,4 @@
-"""What admins ask: tokens, the audit log, webhooks."""
+"""What admins ask: tokens, keys, the audit log, webhooks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from fastapi import APIRouter, Depends, Path, Query
 from edgekit.fleet.conduct import webhooks
 from edgekit.fleet.identity import access
 from edgekit.fleet.identity.access import ADMINISTER, READ, Actor
+from edgekit.fleet.releases import rotation
 from edgekit.fleet.server import api_models as api
 from edgekit.fleet.server.auth import Common, needs
 from edgekit.fleet.storage import audit
 from edgekit.fleet.storage.audit import Head
+from edgekit.fleet.trust import pending as proposals
+from edgekit.fleet.trust.keys import read_public
 from edgekit.fleet.windows import views
 
 router: Final = APIRouter()
@@ -42,6 +45,29 @@ def tokens(common: Common, actor: Admin) -> api.Tokens:
 def revoke_token(token: Made, common: Common, actor: Admin) -> None:
     """Take a token back, for good."""
     access.revoke_token(common.fleet, actor, token)
+
+
+@router.get("/keys", tags=["signatures"])
+def keys(common: Common, actor: Annotated[Actor, Depends(needs(READ))]) -> api.Keys:
+    """Who signs what."""
+    del actor
+    return api.Keys(roles=[api.RoleKeys(**asdict(each)) for each in rotation.listed(common.fleet)])
+
+
+@router.post("/rotation", status_code=201, tags=["signatures"])
+def rotate(body: api.KeysAsked, common: Common, actor: Admin) -> api.Rotation:
+    """Propose other keys, for the owners of the offline keys to sign."""
+    add = [read_public(each.encode("utf-8", "replace"), "add") for each in body.add]
+    found = rotation.propose(
+        common.fleet, actor, body.roles, add=add, remove=body.remove, threshold=body.threshold, lost=body.lost
+    )
+    return api.Rotation(lines=list(proposals.describe(found.pending)), made=list(found.made))
+
+
+@router.delete("/rotation", status_code=204, tags=["signatures"])
+def withdraw(common: Common, actor: Admin) -> None:
+    """Take back a change of keys that waits."""
+    rotation.withdraw(common.fleet, actor)
 
 
 @router.get("/audit", tags=["audit"])

@@ -16,14 +16,16 @@ from edgekit.fleet.conduct import steering
 from edgekit.fleet.errors import FleetError, InvalidError
 from edgekit.fleet.identity.access import OPERATE, PUBLISH, READ, Actor
 from edgekit.fleet.releases import publication, registry, signing
+from edgekit.fleet.rules.planning import at_creation
 from edgekit.fleet.rules.rollouts import OPEN
-from edgekit.fleet.server import api_comparison, api_devices, api_operations
+from edgekit.fleet.server import api_comparison, api_devices, api_disagreements, api_operations
 from edgekit.fleet.server import api_models as api
 from edgekit.fleet.server.answers import answered, problems
 from edgekit.fleet.server.auth import Common, needs
 from edgekit.fleet.trust import pending as proposals
 from edgekit.fleet.trust.pending import Missing
 from edgekit.fleet.windows import views
+from edgekit.fleet.windows.merging import cohort_size
 
 REFUSALS: Final = problems(400, 401, 403, 404, 408, 409, 413, 422, 429, 503)
 router: Final = APIRouter(prefix="/v1", responses=REFUSALS)
@@ -183,13 +185,17 @@ def settle(
 
 
 @router.post("/rollouts", status_code=201, tags=["rollouts"])
-def create(body: api.RolloutAsked, common: Common, actor: Operator) -> api.RolloutWithLook:
-    """Begin a rollout of a version that is signed."""
+def create(body: api.RolloutAsked, common: Common, actor: Operator) -> api.Created:
+    """Begin a rollout of a version that is signed; whether its cohort is large enough for a verdict is said."""
+    plan, fleet = body.plan(), common.fleet
     found = steering.create(
-        common.fleet, actor, model=body.model, version=body.version, channel=body.channel, plan=body.plan()
+        fleet, actor, model=body.model, version=body.version, channel=body.channel, plan=plan
     )
     _published(common)
-    return _rollout(common, found.id)
+    with fleet.database.reading() as connection:
+        size = cohort_size(connection, found, fleet.now(), fleet.settings)
+        warnings = at_creation(plan, size, baseline=bool(found.baseline))
+        return api.Created(**views.rollout(connection, found.id), warnings=list(warnings))
 
 
 @router.get("/rollouts", tags=["rollouts"])
@@ -246,12 +252,12 @@ def _said(word: str, says: str) -> None:
     )  # fmt: skip
 
 
-_said("pause", "Take no further step; who has the version keeps it.")
+_said("pause", "Take no further step; who has the version keeps it, unless a gate fails.")
 _said("resume", "Go on after a pause, or where no verdict came in time.")
 _said("promote", "Take the next step without waiting for the gates.")
 _said("abort", "End it; devices return to what is settled.")
 
-for part in (api_comparison, api_devices, api_operations):
+for part in (api_comparison, api_devices, api_disagreements, api_operations):
     router.include_router(part.router)
 
 

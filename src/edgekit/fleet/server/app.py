@@ -55,6 +55,8 @@ def create_app(fleet: Fleet) -> FastAPI:
         # Pages of these would fetch scripts from elsewhere.
         docs_url=None,
         redoc_url=None,
+        # What an address with or without its slash is not, is not there; a redirect would be an undocumented answer.
+        redirect_slashes=False,
     )
     common = Shared(fleet, writer, Metrics(fleet))
     app.state.shared = common

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
+from edgekit.fleet.disagreements import keeping
 from edgekit.fleet.errors import DeniedError
 from edgekit.fleet.identity.access import Device
 from edgekit.fleet.identity.enrolment import enrol
@@ -71,6 +72,37 @@ _POST: Final[dict[str, Any]] = {
         },
     }
 }
+_RELEASE: Final = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+_LABEL: Final = {"type": "string", "maxLength": 256}
+_SAMPLE: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "description": "An input on which two versions differ; packed by gzip with `Content-Encoding: gzip`.",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["schema", "device", "key", "live", "candidate", "labels", "at_s", "payload"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "schema": {"const": 1},
+                        "device": {"type": "string", "pattern": DEVICE},
+                        "key": {"type": "string", "pattern": "^[0-9a-f]{8,64}$"},
+                        "live": _RELEASE,
+                        "candidate": _RELEASE,
+                        "labels": {"type": "array", "items": _LABEL, "minItems": 2, "maxItems": 2},
+                        "at_s": {"type": "integer", "minimum": 0, "maximum": 10**11},
+                        "payload": {
+                            "type": "string",
+                            "contentEncoding": "base64",
+                            "description": "a .npz: `input/…`, and where they are small `live/…` and `candidate/…`",
+                        },
+                    },
+                }
+            }
+        },
+    }
+}
 _REFUSALS: Final = problems(400, 401, 403, 408, 413, 415, 422, 429, 503)
 
 
@@ -110,6 +142,30 @@ async def told_by_name(
     request: Request,
 ) -> Response:
     """Store what a device tells; the address that agents use."""
+    _check_name(name, sender)
+    return await told(common, sender, request)
+
+
+@router.post("/devices/{name}/disagreements", responses=_REFUSALS, openapi_extra=_SAMPLE, response_model=Have)
+async def differed(
+    name: Annotated[str, Path(pattern=DEVICE)],
+    common: Common,
+    sender: Annotated[Device, Depends(device)],
+    request: Request,
+) -> Response:
+    """Keep an input whose answers differ, where it was asked for; what was not is answered as if it were kept."""
+    _check_name(name, sender)
+    packed = await read_body(request, common.fleet.settings)
+    body = unpack(packed, request.headers.get("content-encoding", ""), common.fleet.settings)
+    try:
+        taken = await to_thread.run_sync(keeping.take, common.fleet, sender, body, limiter=common.readers)
+    except DeniedError:
+        common.senders.drop(sender)
+        raise
+    return JSONResponse({"have": taken.have, "labels": dict(taken.labels)})
+
+
+def _check_name(name: str, sender: Device) -> None:
     if name != sender.id:
         raise DeniedError(
             f"the address of device {name!r} with the token of {sender.id!r}",
@@ -117,4 +173,3 @@ async def told_by_name(
             way_out="Give each device the token that it enrolled with.",
             code="other_device",
         )
-    return await told(common, sender, request)

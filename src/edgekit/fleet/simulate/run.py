@@ -7,7 +7,7 @@ which are read and merged like those of a fleet, and have to give what the colum
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -16,6 +16,7 @@ from edgekit.fleet.rules import rollouts
 from edgekit.fleet.rules.evidence import Evidence, Flags
 from edgekit.fleet.rules.gates import Verdict, judged
 from edgekit.fleet.rules.rollouts import LIVE, SHADOW, Plan, Rollout
+from edgekit.fleet.simulate.arms import Control
 from edgekit.fleet.simulate.sample import BASELINE, BEGAN_S, RELEASE, Sample
 from edgekit.fleet.simulate.track import Index, Report, Seen, Track
 from edgekit.fleet.simulate.world import Devices, World, combinations, device_id, drawn, made
@@ -167,6 +168,10 @@ class Simulation:
         self._dead = np.zeros(n, dtype=bool)
         self._slices = _slices(world, self.devices)
         self._tracks = {phase: Track(n, phase, plan.limits.samples) for phase in (SHADOW, LIVE)}
+        compares = plan.mode == "ab"
+        self._control = (
+            Control(world, self.devices, plan.limits.samples, random.spawn(1)[0]) if compares else None
+        )
         self._sample, self._asked, self._apart = Sample(), 0, 0.0
         self._exposed = self._touched = 0.0
         self.t = 0
@@ -180,6 +185,8 @@ class Simulation:
         rollout, track = self.rollout, self._tracks[self.rollout.phase]
         seen = self._seen()
         evidence = track.evidence(seen, self.devices.latency)
+        if self._control is not None:
+            evidence = replace(evidence, arms=self._control.arms(rollout, track, seen.heard))
         self._compare(rollout.phase)
         verdicts = judged(
             evidence, self.plan.limits, mode=self.plan.mode, phase=rollout.phase, bounds=self._bounds
@@ -211,6 +218,8 @@ class Simulation:
         self._last[polling] = self.t
         for phase, mode in MODES.items():
             self._report(phase, polling[self._mode[polling] == mode])
+        if self._control is not None:
+            self._control.report(polling[self._mode[polling] == NOTHING], self.rollout)
         wanted = np.zeros(len(polling), dtype=np.uint8)
         # The first rule that includes a device holds, so it is written last.
         for rule in reversed(self.rollout.rules()):

@@ -157,8 +157,7 @@ class Track:
         # What is overdue was not told; it is known last.
         untold = self.took & seen.overdue
         untold[told] = False
-        order = joined(self._order)
-        first = np.concatenate(self._first) if self._first else np.zeros((0, 4))
+        order, first = self.frozen()
         late = int((seen.overdue & self.took & ~self.refused).sum())
         refused = int(self.refused.sum())
         heard = int(seen.heard[:k].sum())
@@ -179,6 +178,10 @@ class Track:
             heard=(heard, int(seen.heard.sum()) - heard),
             share=seen.bound / BUCKETS,
         )
+
+    def frozen(self) -> tuple[Index, NDArray[np.float64]]:
+        """Devices that have shown enough, in the order in which they had, and their columns then."""
+        return joined(self._order), np.concatenate(self._first) if self._first else np.zeros((0, 4))
 
     def enough(self, device: int) -> bool:
         """Whether a device has shown enough."""

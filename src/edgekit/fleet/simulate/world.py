@@ -132,6 +132,9 @@ class World:
         refuses: chance that it does not start on a device.
         nans: share of answers with NaN.
         errors: share of inputs that raise an error.
+        live_errors: share of inputs that the version before raises an error on; of the control of an A/B comparison.
+        live_nans: share of its answers with NaN.
+        speeds: standard deviation of the log of how fast devices are, which an A/B comparison has to see through.
         late_s: seconds after which late faults begin.
         hits: faults.
     """
@@ -153,12 +156,16 @@ class World:
     refuses: float = 0.0005
     nans: float = 0.0
     errors: float = 0.0
+    live_errors: float = 0.0
+    live_nans: float = 0.0
+    speeds: float = 0.25
     late_s: int = 7200
     hits: tuple[Hit, ...] = ()
 
     def __post_init__(self) -> None:
         ranges = {
             **dict.fromkeys(("misses", "agreement", "refuses", "nans", "errors"), (0.0, 1.0)),
+            **dict.fromkeys(("live_errors", "live_nans", "speeds"), (0.0, 1.0)),
             "spread": (0.0, 0.5), "devices": (1, MAX_DEVICES), "poll_s": (1, 86400 * 7), "tick_s": (1, 86400),
             "comparisons": (1, 10_000), "latency_ratio": (0.01, 100), "late_s": (0, 10**9),
         }  # fmt: skip

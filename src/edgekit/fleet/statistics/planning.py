@@ -1,204 +1,170 @@
-"""Before an A/B comparison starts: how many devices it takes, how long, and what a given number can show.
+"""Before it starts: how many devices a bet takes to show something, and what a given number of them can show.
 
-Sample sizes of two means and two proportions: Fleiss, Levin and Paik, "Statistical methods for rates and proportions",
-3rd edition 2003, chapter 4 (equal arms, two-sided, without continuity correction). A comparison that is looked at all
-the time needs a larger quantile than the normal one: that of the normal mixture, Robbins 1970 as in Howard, Ramdas,
-McAuliffe and Sekhon 2021 (equation 14), tuned to its planned end. At alpha 0.05 and power 0.8 that costs 1.9 times
-the devices, and in return it may end earlier.
+The plan is for the test that decides (`means.betting`, `parts.log_capital`). After n devices the log of one gambler's
+capital is a sum of n numbers, log(1 − f + f x / m), of mean g and standard deviation s, so it is about normal; it has
+reached a target t with the wanted power where n g − z s √n ≥ t. The mixture has the capital of its best gambler, less
+what he was given at the start; the best n of all gamblers is the plan. That is on the safe side: a look that came
+earlier may have shown it already.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final
 
-from edgekit.fleet.statistics.intervals import check_alpha, check_count, check_positive, refused
+import numpy as np
 
-_HALVINGS: Final = 80
+from edgekit.fleet.statistics import rare
+from edgekit.fleet.statistics.intervals import Floats, check_alpha, check_count, check_positive, refused
+from edgekit.fleet.statistics.means import FRACTIONS, WEIGHTS
+
+_GRID: Final = 2000
+_HALVINGS: Final = 40
+_MOST: Final = 10**9
 _NORMAL: Final = NormalDist()
 
 
-@dataclass(frozen=True, slots=True)
-class AbPlan:
-    """What a comparison of two arms takes.
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcomes:
+    """How one device's number is distributed.
 
     Attributes:
-        difference: smallest true difference that it has to show.
-        devices_per_arm: that it takes.
-        available: devices that there are, of both arms; None where not known.
-        hours: until so many have reported; None where not known, or there are too few.
-        alpha: probability that it shows a difference where there is none.
-        power: probability that it shows `difference`.
-        anytime: it may be looked at all the time.
+        values: [k], from 0 to 1.
+        chances: [k], together 1.
     """
 
-    difference: float
-    devices_per_arm: int
-    available: int | None
-    hours: float | None
-    alpha: float
-    power: float
-    anytime: bool
+    values: Floats
+    chances: Floats
 
-    @property
-    def feasible(self) -> bool:
-        """There are enough devices, as far as is known."""
-        return self.available is None or 2 * self.devices_per_arm <= self.available
+    def mirrored(self) -> Outcomes:
+        """Of one less the number."""
+        return Outcomes(1 - self.values, self.chances)
 
 
-def plan_means(
-    difference: float,
-    sd: float,
-    *,
-    alpha: float = 0.05,
-    power: float = 0.8,
-    anytime: bool = True,
-    available: int | None = None,
-    devices_per_day: float | None = None,
-) -> AbPlan:
-    """Compare two means over devices.
+def always(value: float) -> Outcomes:
+    """The same of every device."""
+    return Outcomes(np.array([_share("value", value)]), np.ones(1))
+
+
+def spread(mean: float, sd: float) -> Outcomes:
+    """Beta distribution of a share.
 
     Args:
-        difference: smallest difference worth showing, in units of the metric.
+        mean: over devices, from 0 to 1.
+        sd: standard deviation between devices, below √(mean (1 − mean)).
+
+    Raises:
+        InvalidError: there is no such distribution.
+    """
+    if sd == 0 or _share("mean", mean) in {0.0, 1.0}:
+        return always(mean)
+    check_positive("sd", sd)
+    weight = mean * (1 - mean) / sd**2 - 1
+    if weight <= 0:
+        raise refused(
+            f"a standard deviation of {sd:g} around {mean:g}",
+            f"below {math.sqrt(mean * (1 - mean)):.3g}",
+            "shares of devices lie between 0 and 1",
+        )
+    a, b = mean * weight, (1 - mean) * weight
+    x = (np.arange(_GRID) + 0.5) / _GRID
+    logs = (a - 1) * np.log(x) + (b - 1) * np.log1p(-x)
+    chances = np.exp(logs - logs.max())
+    return Outcomes(x, chances / chances.sum())
+
+
+def paired(difference: float, sd: float, span: float) -> Outcomes:
+    """Of `differences.pairs`, for normal numbers in both arms.
+
+    Args:
+        difference: of the means of both arms.
         sd: standard deviation between devices of one arm, same units.
-        alpha: two-sided.
-        power: to show `difference`.
-        anytime: looked at all the time, instead of once at the end.
-        available: devices of both arms together.
-        devices_per_day: devices of both arms that report for the first time in a day.
-
-    Raises:
-        InvalidError: a number makes no sense.
+        span: that differences are cut off at, same units.
     """
-    check_positive("difference", difference)
+    check_positive("span", span)
+    if sd == 0:
+        return always((1 + min(max(difference / span, -1.0), 1.0)) / 2)
     check_positive("sd", sd)
-    per_arm = math.ceil(2 * (_reach(alpha, power, anytime) * sd / difference) ** 2)
-    return _plan(difference, per_arm, alpha, power, anytime, available, devices_per_day)
+    quantiles = np.array([_NORMAL.inv_cdf((k + 0.5) / _GRID) for k in range(_GRID)])
+    apart = np.clip(difference + math.sqrt(2) * sd * quantiles, -span, span)
+    return Outcomes((1 + apart / span) / 2, np.full(_GRID, 1 / _GRID))
 
 
-def plan_proportions(
-    base: float,
-    difference: float,
-    *,
-    alpha: float = 0.05,
-    power: float = 0.8,
-    anytime: bool = True,
-    available: int | None = None,
-    devices_per_day: float | None = None,
-) -> AbPlan:
-    """Compare two proportions of devices.
+def devices_needed(outcomes: Outcomes, limit: float, alpha: float, power: float) -> int | None:
+    """Devices after which it is shown that the mean is above a limit; None where no number of them shows it.
 
     Args:
-        base: proportion of the live arm, between 0 and 1.
-        difference: smallest difference worth showing, with its sign: the other arm has `base + difference`.
-        alpha: two-sided.
-        power: to show `difference`.
-        anytime: looked at all the time, instead of once at the end.
-        available: devices of both arms together.
-        devices_per_day: devices of both arms that report for the first time in a day.
+        outcomes: of one device.
+        limit: between 0 and 1, both excluded.
+        alpha: level of the bet.
+        power: probability that so many devices show it.
 
     Raises:
         InvalidError: a number makes no sense.
     """
-    per_arm = _proportion_devices(base, difference, alpha, power, anytime)
-    return _plan(difference, per_arm, alpha, power, anytime, available, devices_per_day)
-
-
-def smallest_difference_of_means(
-    devices_per_arm: int, sd: float, *, alpha: float = 0.05, power: float = 0.8, anytime: bool = True
-) -> float:
-    """What so many devices show with this power, in units of `sd`'s metric."""
-    check_count("devices_per_arm", devices_per_arm, 1)
-    check_positive("sd", sd)
-    return _reach(alpha, power, anytime) * sd * math.sqrt(2 / devices_per_arm)
-
-
-def smallest_difference_of_proportions(
-    devices_per_arm: int, base: float, *, alpha: float = 0.05, power: float = 0.8, anytime: bool = True
-) -> float | None:
-    """The smallest rise above `base` that so many devices show with this power; None where they show none."""
-    check_count("devices_per_arm", devices_per_arm, 1)
-    _check_proportion("base", base)
-    low, high = 0.0, 1 - base
-    if _proportion_devices(base, high * (1 - 1e-9), alpha, power, anytime) > devices_per_arm:
+    check_alpha(alpha)
+    check_alpha(power, "power")
+    if not 0 < limit < 1:
+        raise refused(f"limit = {limit}", "a number between 0 and 1, both excluded")
+    wins = np.log(1 - FRACTIONS[:, None] + FRACTIONS[:, None] * outcomes.values / limit)
+    gains = wins @ outcomes.chances
+    spreads = np.sqrt(np.maximum(wins**2 @ outcomes.chances - gains**2, 0.0))
+    targets, z = -math.log(alpha) - np.log(WEIGHTS), _NORMAL.inv_cdf(power)
+    can = gains > 1e-12
+    if not can.any():
         return None
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        if middle <= 1e-9 or _proportion_devices(base, middle, alpha, power, anytime) > devices_per_arm:
-            low = middle
-        else:
-            high = middle
+    gains, spreads, targets = gains[can], spreads[can], targets[can]
+    # n g − z s √n = t is a square equation in √n.
+    roots = (z * spreads + np.sqrt((z * spreads) ** 2 + 4 * gains * targets)) / (2 * gains)
+    found = math.ceil(float(roots.min()) ** 2)
+    return found if found <= _MOST else None
+
+
+def devices_without_failure(limit: float, alpha: float) -> int:
+    """Devices without a failure after which failures are shown to be less frequent than a limit.
+
+    Args:
+        limit: between 0 and 1, both excluded.
+        alpha: level.
+    """
+    check_alpha(alpha)
+    low, high = 0, 1
+    while rare.log_evidence_below(0, high, limit) < -math.log(alpha):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        shown = rare.log_evidence_below(0, middle, limit) >= -math.log(alpha)
+        low, high = (low, middle) if shown else (middle, high)
     return high
 
 
-def hours_needed(devices: int, devices_per_day: float) -> float:
-    """Hours until so many devices have reported, at a steady number of new ones a day."""
-    check_count("devices", devices)
-    check_positive("devices_per_day", devices_per_day)
-    return 24 * devices / devices_per_day
+def smallest(devices: int, most: float, needed: Callable[[float], int | None]) -> float | None:
+    """The smallest effect that so many devices show; None where they do not show the largest.
 
-
-def quantile(alpha: float, *, anytime: bool) -> float:
-    """How many standard errors from zero show a difference, two-sided.
-
-    Anytime: min over t of √((1 + 1/t) log((1 + t) / alpha²)), the boundary of the normal mixture where it is lowest.
+    Args:
+        devices: at hand.
+        most: largest effect there is.
+        needed: effect to the devices that it takes, fewer for a larger one.
     """
-    check_alpha(alpha)
-    if not anytime:
-        return _NORMAL.inv_cdf(1 - alpha / 2)
+    check_count("devices", devices)
 
-    def squared(log_t: float) -> float:
-        t = math.exp(log_t)
-        return (1 + 1 / t) * (math.log1p(t) - 2 * math.log(alpha))
+    def shown(effect: float) -> bool:
+        takes = needed(effect)
+        return takes is not None and takes <= devices
 
-    low, high = math.log(1e-3), math.log(1e6)
+    if not shown(most):
+        return None
+    low, high = 0.0, most
     for _ in range(_HALVINGS):
-        third = (high - low) / 3
-        if squared(low + third) < squared(high - third):
-            high -= third
-        else:
-            low += third
-    return math.sqrt(squared((low + high) / 2))
+        middle = (low + high) / 2
+        low, high = (low, middle) if shown(middle) else (middle, high)
+    return high
 
 
-def _reach(alpha: float, power: float, anytime: bool) -> float:
-    """Standard errors between no difference and one that is shown with this power."""
-    check_alpha(power, "power")
-    return max(0.0, quantile(alpha, anytime=anytime) + _NORMAL.inv_cdf(power))
-
-
-def _proportion_devices(base: float, difference: float, alpha: float, power: float, anytime: bool) -> int:
-    _check_proportion("base", base)
-    other = base + difference
-    _check_proportion("base + difference", other)
-    if not difference:
-        raise refused("difference = 0", "another number", "no number of devices shows a difference of 0")
-    check_alpha(power, "power")
-    middle = (base + other) / 2
-    at_zero = quantile(alpha, anytime=anytime) * math.sqrt(2 * middle * (1 - middle))
-    at_difference = _NORMAL.inv_cdf(power) * math.sqrt(base * (1 - base) + other * (1 - other))
-    return max(1, math.ceil((max(0.0, at_zero + at_difference) / difference) ** 2))
-
-
-def _check_proportion(name: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise refused(f"{name} = {value}", "a proportion between 0 and 1, both excluded")
-
-
-def _plan(
-    difference: float,
-    per_arm: int,
-    alpha: float,
-    power: float,
-    anytime: bool,
-    available: int | None,
-    devices_per_day: float | None,
-) -> AbPlan:
-    per_arm = max(1, per_arm)
-    if available is not None:
-        check_count("available", available)
-    enough = available is None or 2 * per_arm <= available
-    hours = hours_needed(2 * per_arm, devices_per_day) if devices_per_day is not None and enough else None
-    return AbPlan(difference, per_arm, available, hours, alpha, power, anytime)
+def _share(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise refused(f"{name} = {value}", "a number from 0 to 1")
+    return value

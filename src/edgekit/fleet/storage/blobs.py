@@ -35,7 +35,7 @@ class Blobs(Protocol):
         """Write `parts` under `name`; when this returns, it is there to stay.
 
         Until then nothing, or with `replace` the earlier bytes, is read under the name. Writing the same bytes again
-        changes nothing.
+        changes nothing but `written_s`.
 
         Args:
             name: under which.
@@ -63,6 +63,9 @@ class Blobs(Protocol):
 
     def size(self, name: str) -> int | None:
         """Return the size in bytes, None where nothing is."""
+
+    def written_s(self, name: str) -> float | None:
+        """Return when it was written last, in seconds since 1970 by the storage's clock, None where nothing is."""
 
     def delete(self, name: str) -> None:
         """Remove it, if it is there."""

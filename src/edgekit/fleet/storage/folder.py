@@ -13,7 +13,7 @@ from io import FileIO
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from edgekit.fleet.errors import FleetError
+from edgekit.fleet.errors import FleetError, NotFoundError
 from edgekit.fleet.storage.spool import (
     CHUNK_BYTES,
     Spooled,
@@ -86,13 +86,13 @@ class FolderBlobs:
 
     def size(self, name: str) -> int | None:
         """Return the size in bytes, None where there is nothing."""
-        check_name(name)
-        with _told(name):
-            try:
-                with self._file(name) as descriptor:
-                    return os.fstat(descriptor).st_size
-            except _MISSING:
-                return None
+        found = self._stat(name)
+        return None if found is None else found.st_size
+
+    def written_s(self, name: str) -> float | None:
+        """Return when it was written last, None where there is nothing."""
+        found = self._stat(name)
+        return None if found is None else found.st_mtime
 
     def delete(self, name: str) -> None:
         """Remove `name`, if it is there."""
@@ -124,11 +124,34 @@ class FolderBlobs:
             if replace:
                 _date_after(folder, temporary, parent, last)
                 os.replace(temporary, last, src_dir_fd=folder, dst_dir_fd=parent)
-            elif not _publish(folder, temporary, parent, last):
-                if self.size(name) is None:
-                    raise in_the_way(name)
-                check_same(name, new, self.open(name))
+            else:
+                while not _publish(folder, temporary, parent, last):
+                    if self._same_again(name, new, parent, last):
+                        break
             os.fsync(parent)
+
+    def _same_again(self, name: str, new: Spooled, parent: int, last: str) -> bool:
+        """Refresh what is there with the same bytes; False where somebody deleted it meanwhile."""
+        if self.size(name) is None:
+            with suppress(FileNotFoundError):
+                os.stat(last, dir_fd=parent, follow_symlinks=False)
+                raise in_the_way(name)
+            return False
+        try:
+            check_same(name, new, self.open(name))
+            os.utime(last, dir_fd=parent, follow_symlinks=False)
+        except (FileNotFoundError, NotFoundError):
+            return False
+        return True
+
+    def _stat(self, name: str) -> os.stat_result | None:
+        check_name(name)
+        with _told(name):
+            try:
+                with self._file(name) as descriptor:
+                    return os.fstat(descriptor)
+            except _MISSING:
+                return None
 
     def _read(self, name: str, at: int, end: int) -> Iterator[bytes]:
         with _told(name):

@@ -15,7 +15,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import S3Store
 
-from edgekit.fleet.errors import InvalidError, UnavailableError
+from edgekit.fleet.errors import InvalidError, NotFoundError, UnavailableError
 from edgekit.fleet.storage.spool import (
     CHUNK_BYTES,
     check_name,
@@ -29,6 +29,7 @@ from edgekit.fleet.storage.spool import (
 )
 
 if TYPE_CHECKING:
+    from obstore import ObjectMeta
     from obstore.store import ClientConfig
 
 _PART_BYTES: Final = 8 * CHUNK_BYTES  # larger blobs go up in parts; S3 takes 10,000 of them
@@ -101,21 +102,27 @@ class S3Blobs:
             # S3 does not make an upload in parts depend on the name being free, so that is asked before.
             if large and not replace and self.size(name) is not None:
                 check_same(name, new, self.open(name))
-                return new.size_bytes
             try:
-                with self._told(name):
-                    obstore.put(
-                        self._store,
-                        name,
-                        cast(BinaryIO, file) if large else file.readall(),
-                        mode="overwrite" if replace or large else "create",
-                        use_multipart=large,
-                        chunk_size=_PART_BYTES,
-                        max_concurrency=4,
-                    )
+                self._put(name, file, large=large, replace=replace or large)
             except AlreadyExistsError:
-                check_same(name, new, self.open(name))
+                with suppress(NotFoundError):
+                    check_same(name, new, self.open(name))
+                # The same bytes: S3 dates an object anew in no other way.
+                file.seek(0)
+                self._put(name, file, large=large, replace=True)
         return new.size_bytes
+
+    def _put(self, name: str, file: FileIO, *, large: bool, replace: bool) -> None:
+        with self._told(name):
+            obstore.put(
+                self._store,
+                name,
+                cast(BinaryIO, file) if large else file.readall(),
+                mode="overwrite" if replace else "create",
+                use_multipart=large,
+                chunk_size=_PART_BYTES,
+                max_concurrency=4,
+            )
 
     def open(self, name: str, at: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Return the bytes of `name` in chunks."""
@@ -126,10 +133,19 @@ class S3Blobs:
 
     def size(self, name: str) -> int | None:
         """Return the size in bytes, None where there is nothing."""
+        found = self._head(name)
+        return None if found is None else int(found["size"])
+
+    def written_s(self, name: str) -> float | None:
+        """Return when it was written last, None where there is nothing."""
+        found = self._head(name)
+        return None if found is None else found["last_modified"].timestamp()
+
+    def _head(self, name: str) -> ObjectMeta | None:
         check_name(name)
         with self._told(name):
             try:
-                return int(obstore.head(self._store, name)["size"])
+                return obstore.head(self._store, name)
             except FileNotFoundError:
                 return None
 

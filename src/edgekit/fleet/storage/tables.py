@@ -98,6 +98,8 @@ devices = Table(
     Column("pinned", Boolean, nullable=False, default=False),
     # The last status as it came, but for what has a column.
     Column("status", Plain, nullable=False),
+    # When its inputs were deleted on request: none are taken of rollouts that began until then. 0 for never.
+    Column("erased_s", Seconds, nullable=False, default=0),
 )
 
 enrolment_codes = Table(
@@ -193,6 +195,28 @@ reports = Table(
     Column("reason", String(64), nullable=False),
     Column("at_s", Seconds, nullable=False),
     Column("received_s", Seconds, nullable=False, index=True),
+    UniqueConstraint("device", "key"),
+)
+
+# Inputs on which two versions differ, where they were asked for; sealed by a key that is not in the database.
+disagreements = Table(
+    "disagreements",
+    metadata,
+    Column("id", Serial, primary_key=True),
+    Column("device", NAME, nullable=False),
+    Column("key", String(64), nullable=False),
+    Column("rollout", String(32), ForeignKey("rollouts.id"), nullable=False, index=True),
+    Column("live", RELEASE_ID, nullable=False),
+    Column("candidate", RELEASE_ID, nullable=False),
+    Column("live_label", String(256), nullable=False),
+    Column("candidate_label", String(256), nullable=False),
+    Column("at_s", Seconds, nullable=False),
+    Column("received_s", Seconds, nullable=False, index=True),
+    Column("size_bytes", BigInteger, nullable=False),
+    # Of the sealing key, so that a wrong one is told from damage.
+    Column("key_id", String(16), nullable=False),
+    # Last: sums of sizes read no further than to it.
+    Column("sealed", LargeBinary, nullable=False),
     UniqueConstraint("device", "key"),
 )
 

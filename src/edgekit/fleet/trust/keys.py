@@ -26,6 +26,8 @@ from edgekit.fleet.trust.pkcs8 import encrypt
 PASSPHRASE: Final = "EDGEKIT_KEY_PASSPHRASE"  # noqa: S105 - the name of a variable
 MIN_PASSPHRASE: Final = 12
 MAX_KEY_BYTES: Final = 16 << 10
+# A signature is about 200 bytes, and devices take a timestamp of 16 KiB.
+MAX_HELD: Final = 8
 
 Online = Mapping[str, Sequence[CryptoSigner]]
 """Role to the keys that this server holds for it; more than one while they are replaced."""
@@ -97,13 +99,25 @@ def load_public(path: Path) -> Key:
         NotFoundError: there is no such file.
         InvalidError: it holds no Ed25519 public key.
     """
-    content = _read(path, forbidden=0)
+    return read_public(_read(path, forbidden=0), str(path))
+
+
+def read_public(content: bytes, where: str) -> Key:
+    """A public key of a text in PEM.
+
+    Args:
+        content: the text.
+        where: it comes from, for messages.
+
+    Raises:
+        InvalidError: it is no Ed25519 public key.
+    """
     try:
         key = serialization.load_pem_public_key(content)
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
-        raise _not_it(path, "a public Ed25519 key, as `-----BEGIN PUBLIC KEY-----`")
+        raise _not_it(where, "a public Ed25519 key, as `-----BEGIN PUBLIC KEY-----`")
     return SSlibKey.from_crypto(key)
 
 
@@ -128,11 +142,24 @@ def create_online(folder: Path, roles: Sequence[str] = ONLINE) -> dict[str, Key]
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(folder, error) from error
-    made = {}
-    for role in roles:
-        number = len(list(folder.glob(f"{role}-*.pem"))) + 1
-        made[role] = create(folder / f"{role}-{number}.pem", None)
-    return made
+    return {role: create(free_online(folder, role), None) for role in roles}
+
+
+def free_online(folder: Path, role: str) -> Path:
+    """Where the next key of a role is to lie, after all that were there.
+
+    Raises:
+        ConflictError: the server holds so many that what it signs would be too long for devices.
+    """
+    held = [each.stem.rpartition("-")[2] for each in folder.glob(f"{role}-*.pem")]
+    if len(held) >= MAX_HELD:
+        raise ConflictError(
+            f"{len(held)} keys of {role} in {folder}",
+            expected=f"fewer than {MAX_HELD}; the server signs with each of them",
+            way_out="Move those away that `edgekit fleet keys` does not name.",
+            code="keys_held",
+        )
+    return folder / f"{role}-{1 + max((int(each) for each in held if each.isdecimal()), default=0)}.pem"
 
 
 def load_online(folder: Path) -> dict[str, tuple[CryptoSigner, ...]]:
@@ -257,7 +284,7 @@ def _not_there(path: Path) -> NotFoundError:
     )
 
 
-def _not_it(path: Path, expected: str) -> InvalidError:
+def _not_it(path: Path | str, expected: str) -> InvalidError:
     return InvalidError(
         f"{path}: not the key that is needed",
         expected=expected,

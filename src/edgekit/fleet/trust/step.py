@@ -42,6 +42,7 @@ class Change:
         anew: forget the policies of all other channels.
         files: contents of targets, name to content.
         root_first: devices refuse until the rest is there; else it comes last.
+        least: version that what the server signs has at least; what is published below it is due.
     """
 
     root: Metadata[Root] | None = None
@@ -50,6 +51,7 @@ class Change:
     anew: bool = False
     files: Mapping[str, bytes] = field(default_factory=dict)
     root_first: bool = False
+    least: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,7 @@ class Step:
         old = self.published.rollout
         if old is None or self._policies().targets != old.signed.targets:
             return True
-        return not self._is_good(old, "rollout", [targets])
+        return old.signed.version < self.change.least or not self._is_good(old, "rollout", [targets])
 
     def _rollout(self, targets: Targets) -> Metadata[Targets]:
         old, said = self.published.rollout, self._policies()
@@ -194,7 +196,8 @@ class Step:
             return repository.snapshot(old.signed if old else None, version, signed, self.now)
 
         version = old.signed.version if old else 0
-        if old and say(version).meta == old.signed.meta and self._is_good(old, "snapshot", roots):
+        held = version >= self.change.least and self._is_good(old, "snapshot", roots) if old else False
+        if old and held and say(version).meta == old.signed.meta:
             return old
         return self._write(lambda free: self._signed(say(free), "snapshot"), "snapshot", version)
 
@@ -203,7 +206,14 @@ class Step:
         new = repository.timestamp(
             old.signed if old else None, version, self._content("snapshot", version), self.now
         )
-        if old and old.signed.snapshot_meta == new.snapshot_meta and self._is_good(old, "timestamp", roots):
+        new.version = max(new.version, self.change.least)
+        held = old is not None and old.signed.version >= self.change.least
+        if (
+            old
+            and held
+            and old.signed.snapshot_meta == new.snapshot_meta
+            and self._is_good(old, "timestamp", roots)
+        ):
             return
         content = self._signed(new, "timestamp").to_bytes()
         self.documents.write(TIMESTAMP, content, replaces=self.published.content)
@@ -226,6 +236,7 @@ class Step:
 
     def _write(self, build: Callable[[int], Metadata[S]], role: str, last: int) -> Metadata[S]:
         """Write a document under the first version after the last that nobody has."""
+        last = max(last, self.change.least - 1)
         for version in count(last + 1):
             metadata = build(version)
             try:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from edgekit.fleet.statistics import drift
+from edgekit.fleet.statistics.intervals import Floats
 from edgekit_runtime.sketches import Sketch
 from edgekit_runtime.windows import Figures
 
@@ -70,6 +71,7 @@ class Comparison:
         latency_ratio: of the medians, None where one is not known.
         distance: quantiles of the distance between answers.
         confidence_psi: population stability index of the candidate's confidence against the live version's.
+        confidence_js: Jensen-Shannon divergence of the same, in bits: 0 for none, 1 where they share nothing.
     """
 
     windows: int
@@ -86,6 +88,7 @@ class Comparison:
     latency_ratio: float | None
     distance: dict[str, float]
     confidence_psi: float | None
+    confidence_js: float | None
 
     def to_tree(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -104,6 +107,7 @@ class Point:
         live_p50_ms: median.
         candidate_p50_ms: median.
         confidence_psi: of the candidate's confidence against the live version's.
+        confidence_js: Jensen-Shannon divergence of the same, in bits.
         input_psi: input to the index of its values against those of the first step that has some.
     """
 
@@ -114,6 +118,7 @@ class Point:
     live_p50_ms: float | None
     candidate_p50_ms: float | None
     confidence_psi: float | None
+    confidence_js: float | None
     input_psi: dict[str, float]
 
     def to_tree(self) -> dict[str, Any]:
@@ -147,6 +152,7 @@ def compare(minutes: Iterable[Minute]) -> Comparison:
         latency_ratio=_ratio(figures),
         distance=_quantiles(figures.distance),
         confidence_psi=index(figures.live.confidence, figures.candidate.confidence),
+        confidence_js=divergence(figures.live.confidence, figures.candidate.confidence),
     )
 
 
@@ -177,9 +183,25 @@ def index(reference: Sketch, current: Sketch) -> float | None:
         reference: what the bins come from.
         current: what is held against it.
     """
+    bins = _binned(reference, current)
+    return None if bins is None else drift.psi(*bins)
+
+
+def divergence(reference: Sketch, current: Sketch) -> float | None:
+    """Jensen-Shannon divergence of two sketches in bits, over the same bins; None where one of them has no numbers.
+
+    Args:
+        reference: as in `index`.
+        current: likewise.
+    """
+    bins = _binned(reference, current)
+    return None if bins is None else drift.jensen_shannon(*bins)
+
+
+def _binned(reference: Sketch, current: Sketch) -> tuple[Floats, Floats] | None:
     if not reference.n or not current.n:
         return None
-    return drift.psi(*drift.rebin(reference, current, drift.bins_for(reference.n, current.n)))
+    return drift.rebin(reference, current, drift.bins_for(reference.n, current.n))
 
 
 def _point(at: int, figures: Figures, first: dict[str, Sketch]) -> Point:
@@ -197,6 +219,7 @@ def _point(at: int, figures: Figures, first: dict[str, Sketch]) -> Point:
         live_p50_ms=_quantiles(figures.live.latency_ms).get("p50"),
         candidate_p50_ms=_quantiles(figures.candidate.latency_ms).get("p50"),
         confidence_psi=index(figures.live.confidence, figures.candidate.confidence),
+        confidence_js=divergence(figures.live.confidence, figures.candidate.confidence),
         input_psi=inputs,
     )
 

@@ -239,17 +239,19 @@ class Shown:
         pair: the release beside the version before.
         serving: the release alone.
         before: the version before alone; only how long it takes.
+        control: the version before alone, while the device is of the control of an A/B comparison.
     """
 
     pair: Sum = field(default_factory=Sum)
     serving: Sum = field(default_factory=Sum)
     before: Sum = field(default_factory=Sum)
+    control: Sum = field(default_factory=Sum)
 
     def add(self, part: str, tree: Tree) -> None:
         """Add to one part.
 
         Args:
-            part: "pair", "serving" or "before".
+            part: "pair", "serving", "before" or "control".
             tree: of a window or a sum.
         """
         if part == "before":
@@ -266,6 +268,8 @@ class Shown:
         if self.serving.windows and (serving := self.serving.to_figures()).counts.seen:
             before = self.before.to_figures().live.latency_ms.merged(pair.live.latency_ms)
             found["serving"] = Observation.of_serving(serving, before)
+        if self.control.windows and (control := self.control.to_figures()).counts.seen:
+            found["control"] = Observation.of_serving(control, control.live.latency_ms)
         return found
 
     @property
@@ -280,7 +284,7 @@ class Shown:
 
     def to_bytes(self) -> bytes:
         """Packed. Which labels were mistaken is told by all devices together."""
-        parts = (self.pair, self.serving, self.before)
+        parts = (self.pair, self.serving, self.before, self.control)
         lines = (each.to_json(pairs=0) if each.windows else b"" for each in parts)
         return zlib.compress(b"\n".join(lines), PACKING)
 
@@ -289,7 +293,7 @@ class Shown:
         """Read it back; of nothing it is nothing."""
         shown = cls()
         if document:
-            parts = (shown.pair, shown.serving, shown.before)
+            parts = (shown.pair, shown.serving, shown.before, shown.control)
             # JSON itself has no line ends: its text has none but escaped.
             for part, line in zip(parts, zlib.decompress(document).split(b"\n"), strict=True):
                 if line:

@@ -49,6 +49,9 @@ NICE: Final = 10
 # Seconds for which the names of labels that have few values are remembered.
 NAMES_S: Final = 60.0
 
+# Parts that are not of the release.
+ASIDE: Final = frozenset({"before", "control"})
+
 _CHANGED: Final = ("place", "first", "figures", "compared", "agreed")
 Minute = tuple[str, int, str, str, str, int]
 """Rollout, stage, slice, live, candidate, minute."""
@@ -182,7 +185,11 @@ def _part(row: Any, device: Any, found: Rollouts, pieces: dict[tuple[Any, ...], 
     if (rollout := found.of_release(row.candidate, device.channel, device.labels)) is not None:
         parts.append((rollout, "serving" if alone else "pair"))
     if alone:
-        parts += [(each, "before") for each in found.with_baseline(row.live, device.channel, device.labels)]
+        for each in found.with_baseline(row.live, device.channel, device.labels):
+            parts.append((each, "before"))
+            # Only while it is of the control: what it did before is of another time than what the candidates do.
+            if bucket_of(each.salt, row.device) >= each.control_bound:
+                parts.append((each, "control"))
     if not parts:
         return
     tree = tree_of(row.document)
@@ -213,7 +220,7 @@ def _evidence(connection: Connection, pieces: Sequence[_Piece]) -> list[dict[str
             rows[key] = evidence_row(each.rollout, each.device, each.labels, each.received_s)
         row = rows[key]
         row["heard_s"] = max(row["heard_s"], each.received_s)
-        if each.part != "before":
+        if each.part not in ASIDE:
             # A window of the release shows that the device took it, whatever became of its status.
             row["accepted_s"] = row["accepted_s"] or each.received_s
         if key not in shown:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from sqlalchemy import Connection, select
 
-from edgekit.fleet.rules.evidence import Columns, Evidence, Slice
+from edgekit.fleet.rules.evidence import Arm, Arms, Columns, Evidence, Slice
 from edgekit.fleet.rules.rollouts import LONGEST_TICK_S, SHADOW, Rollout
 from edgekit.fleet.settings import Settings
 from edgekit.fleet.storage.tables import devices, evidence, looks, minutes
@@ -93,7 +93,32 @@ def evidence_of(connection: Connection, rollout: Rollout, now_s: float, settings
         confidence=candidate,
         heard=heard,
         share=rollout.bound / BUCKETS,
+        arms=_arms(connection, rollout, now_s - min(alive_s, patience_s)) if rollout.arm_bound else None,
     )
+
+
+def _arms(connection: Connection, rollout: Rollout, heard_since_s: float) -> Arms:
+    """Both arms of an A/B comparison; who is in them is drawn, whatever it serves or tells."""
+    bounds = {"serving": (0, rollout.arm_bound), "control": (rollout.control_bound, BUCKETS)}
+    wanted, heard = cohort(rollout.plan.cohort), dict.fromkeys(bounds, 0)
+    query = select(devices.c.id, devices.c.labels).where(
+        devices.c.channel == rollout.channel, devices.c.revoked.is_(False), devices.c.seen_s >= heard_since_s
+    )
+    for row in connection.execute(query):
+        if wanted.includes(row.labels):
+            bucket = bucket_of(rollout.salt, row.id)
+            for part, (low, high) in bounds.items():
+                heard[part] += low <= bucket < high
+    arms = []
+    for part, (low, high) in bounds.items():
+        of_arm = select(evidence.c.first).where(
+            evidence.c.rollout == rollout.id, evidence.c.bucket >= low, evidence.c.bucket < high
+        )
+        known = [Judged.from_tree(tree[part]) for tree in connection.scalars(of_arm) if part in tree]
+        known = sorted((each for each in known if each.place), key=lambda each: each.place)
+        spoken = _spoken(connection, rollout, rollout.release if part == "serving" else rollout.baseline)
+        arms.append(Arm.of(heard[part], [each.first for each in known], spoken))
+    return Arms(arms[0], arms[1], rollout.decides_arms)
 
 
 def _devices(
@@ -183,6 +208,18 @@ def _slices(meant: Sequence[_Device], judged: Sequence[_Device]) -> dict[str, Sl
         )
         for (name, value), count in sorted(counts.items())
     }
+
+
+def _spoken(connection: Connection, rollout: Rollout, release: str) -> Sketch:
+    """Confidences of a version where it serves, in this rollout."""
+    query = select(minutes.c.figures).where(
+        minutes.c.rollout == rollout.id, minutes.c.slice == TOTAL, minutes.c.minute == TOTAL_MINUTE,
+        minutes.c.live == release, minutes.c.candidate == release,
+    )  # fmt: skip
+    found = Sketch()
+    for document in connection.scalars(query):
+        found = found.merged(unpacked(document).figures.live.confidence)
+    return found
 
 
 def _confidences(connection: Connection, rollout: Rollout) -> tuple[Sketch, Sketch]:

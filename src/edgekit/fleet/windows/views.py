@@ -51,6 +51,21 @@ def looks_of(connection: Connection, rollout_id: str, *, limit: int = 100) -> li
     return [dict(row) for row in connection.execute(query).mappings()]
 
 
+def arms(connection: Connection, rollout_id: str) -> dict[str, Any]:
+    """The A/B comparison of a rollout at its last look.
+
+    Raises:
+        NotFoundError: there is no such rollout, it compares no arms, or nobody looked at them yet.
+    """
+    look = rollout(connection, rollout_id)["look"]
+    if look is None or "arms" not in look["counts"]:
+        raise NotFoundError(
+            f"no arms of the rollout {rollout_id}", expected="a rollout with --mode ab over a version before",
+            way_out="Its arms are seen from the first look at its gates on.", code="no_arms",
+        )  # fmt: skip
+    return {"at_s": look["at_s"], **look["counts"]["arms"]}
+
+
 def decisions_of(connection: Connection, rollout_id: str, *, limit: int = 100) -> list[dict[str, Any]]:
     """Decisions, newest first."""
     query = select(decisions).where(decisions.c.rollout == rollout_id)

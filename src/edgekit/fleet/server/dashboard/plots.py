@@ -94,6 +94,42 @@ def interval(verdict: Verdict, scale: Scale) -> Markup:
     return _svg(f"interval {tone}", HEIGHT, parts)
 
 
+def spans(
+    rows: Sequence[tuple[str, float | None, float | None, float | None]],
+    scale: Scale,
+    *,
+    zone: tuple[float, float] | None = None,
+    described: str,
+) -> Markup:
+    """Intervals below one another on one axis.
+
+    Args:
+        rows: (tone, estimate, lower, upper) of each; a bound that is None runs over the edge.
+        scale: of the axis.
+        zone: stretch that is marked, with zero in it.
+        described: for who does not see it.
+    """
+    tall = HEIGHT * len(rows)
+    parts = [f'<rect class="track" width="100%" height="{tall}" rx="4"/>']
+    if zone is not None:
+        left, right, zero = (scale.place(each) for each in (*zone, 0.0))
+        parts += [
+            f'<rect class="good" x="{left:.2f}%" width="{right - left:.2f}%" height="{tall}" rx="4"/>',
+            f'<line class="limit" x1="{zero:.2f}%" x2="{zero:.2f}%" y1="0" y2="{tall}"/>',
+        ]
+    for number, (tone, estimate, lower, upper) in enumerate(rows):
+        if estimate is None:
+            continue
+        low, high = scale.low if lower is None else lower, scale.high if upper is None else upper
+        left, at, right = (scale.place(each) for each in (low, estimate, high))
+        y, kind = HEIGHT * (number + 0.5), escape(tone)
+        parts += [
+            f'<line class="span {kind}" x1="{left:.2f}%" x2="{right:.2f}%" y1="{y}" y2="{y}"/>',
+            f'<circle class="dot {kind}" cx="{at:.2f}%" cy="{y}" r="5"/>',
+        ]
+    return _svg("interval", tall, parts, described)
+
+
 def track(value: float, full: float, tone: str) -> Markup:
     """A bar on a scale from 0 to `full`."""
     length = 100 * min(max(value / full, 0.0), 1.0) if full > 0 else 0.0

@@ -8,6 +8,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from edgekit.fleet.disagreements import reading
 from edgekit.fleet.errors import InvalidError, NotFoundError
 from edgekit.fleet.identity import enrolment
 from edgekit.fleet.identity.access import OPERATE
@@ -19,6 +20,7 @@ from edgekit.fleet.server.dashboard.pages import PageRoute, page
 from edgekit.fleet.server.dashboard.views import audit as audit_view
 from edgekit.fleet.server.dashboard.views import comparison as comparison_view
 from edgekit.fleet.server.dashboard.views import devices as devices_view
+from edgekit.fleet.server.dashboard.views import disagreements as disagreements_view
 from edgekit.fleet.server.dashboard.views import gates as gates_view
 from edgekit.fleet.server.dashboard.views import models as models_view
 from edgekit.fleet.server.dashboard.views import overview as overview_view
@@ -142,8 +144,21 @@ def comparison(rollout: str, request: Request, common: Common, session: SignedIn
         tree, names = rows.rollout(connection, plain(rollout)), queries.names(connection)
         minutes = _minutes(connection, rollout, wanted, common)
         slices = rows.parts_of(connection, plain(rollout))
+        inputs = reading.listed(connection, plain(rollout), limit=disagreements_view.LATEST)
     found = comparison_view.page_of(tree, minutes, slices, wanted, names, request.url.query)
-    return page("comparison.html", session, here="rollouts", found=found)
+    return page(
+        "comparison.html", session, here="rollouts", found=found, may_open=session.actor.may(OPERATE),
+        disagreements=disagreements_view.rows_of(inputs, common.fleet.now()),
+    )  # fmt: skip
+
+
+@_pages.get("/disagreements/{number}/payload")
+def disagreement(number: str, common: Common, session: SignedIn) -> Response:
+    """What a device saw, as a file; the audit log tells who asked."""
+    known = int(number) if number.isdecimal() and number.isascii() and len(number) < 19 else 0
+    found = reading.payload(common.fleet, session.actor, known)
+    headers = {**pages.HEADERS, "Content-Disposition": f'attachment; filename="{found.name}"'}
+    return Response(found.content, headers=headers, media_type="application/octet-stream")
 
 
 @_pages.get("/rollouts/{rollout}/comparison.json")

@@ -19,6 +19,7 @@ GATES: Final[Mapping[str, str]] = {
     "latency_ratio": "Latency against live",
     "drift": "Drift of confidence",
     "sample_ratio": "Devices heard of as drawn",
+    "arms": "Candidate against control",
 }
 
 STATES: Final[Mapping[str, tuple[str, str]]] = {
@@ -51,6 +52,7 @@ DECISIONS: Final[Mapping[str, tuple[str, str]]] = {
     "completed": ("Completed", "good"),
     "failed": ("Stopped", "bad"),
     "aborted": ("Aborted", "quiet"),
+    "erased": ("Inputs deleted", "quiet"),
 }
 
 KINDS: Final[Mapping[str, tuple[str, str]]] = {

@@ -164,7 +164,8 @@ function comparison(root, found) {
     series: [{}, line("live", "live"), line("candidate", "candidate")],
   }, [found.at, found.live_ms, found.candidate_ms]);
   const names = ["candidate", "live", "bound", "floor", "kept"];
-  const lines = [["confidence", found.confidence], ...found.inputs.map((each) => [`input ${each.name}`, each.psi])];
+  const inputs = found.inputs.slice(0, 3).map((each) => [`input ${each.name}`, each.psi]);
+  const lines = [["confidence", found.confidence], ["confidence, Jensen-Shannon (bit)", found.divergence], ...inputs];
   const keys = root.querySelector("[data-keys=drift]");
   keys.replaceChildren(...lines.flatMap(([label], number) => {
     const key = document.createElement("span");

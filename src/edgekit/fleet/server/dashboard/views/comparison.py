@@ -177,6 +177,7 @@ def series_of(minutes: Sequence[Minute]) -> dict[str, Any]:
         "live_ms": [each.live_p50_ms for each in points],
         "candidate_ms": [each.candidate_p50_ms for each in points],
         "confidence": [each.confidence_psi for each in points],
+        "divergence": [each.confidence_js for each in points],
         "inputs": [{"name": name, "psi": [_input(each, name) for each in points]} for name in inputs[:4]],
     }
 
@@ -192,13 +193,14 @@ def _times(share: float | None) -> float | None:
 def _facts(total: Comparison) -> tuple[Fact, ...]:
     ratio = words.NONE if total.latency_ratio is None else f"{total.latency_ratio:.2f}×"
     psi = words.NONE if total.confidence_psi is None else f"{total.confidence_psi:.3f}"
+    js = words.NONE if total.confidence_js is None else f"{total.confidence_js:.3f} bit"
     return (
         Fact("Agreement", words.share(total.agreement, 2), f"of {words.count(total.compared)} answers"),
         Fact("Noise floor", words.share(total.noise, 2), "live against itself"),
         Fact("Errors", words.count(total.errors), "of the candidate"),
         Fact("NaN", words.count(total.nans[0]), f"live: {words.count(total.nans[1])}"),
         Fact("Latency", ratio, "ratio of the medians"),
-        Fact("Drift", psi, "index of the confidence"),
+        Fact("Drift", psi, f"stability index of the confidence; Jensen-Shannon {js}"),
     )
 
 

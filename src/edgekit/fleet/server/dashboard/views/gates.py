@@ -60,9 +60,10 @@ def _gate(verdict: Verdict) -> Gate:
         ends = plots.shown(gate, scale.low), plots.shown(gate, scale.high)
         drawn = plots.interval(verdict, scale)
     sign = "≥" if gate in plots.AT_LEAST else "≤"
+    limit = f"{sign} {plots.shown(gate, verdict.limit)}" if gate != "arms" else "not worse"
     return Gate(
         gate, words.GATES.get(gate, gate), tag_of(words.OUTCOMES, verdict.outcome), drawn, ends,
-        plots.shown(gate, verdict.estimate), _between(verdict), f"{sign} {plots.shown(gate, verdict.limit)}",
+        plots.shown(gate, verdict.estimate), _between(verdict), limit,
         verdict.why, verdict.slice,
     )  # fmt: skip
 
@@ -93,8 +94,8 @@ def history_of(looks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     ]
     gates = []
     for name, title in words.GATES.items():
-        if name == "sample_ratio":
-            # A probability that falls once something is wrong; over time it shows nothing.
+        if name in {"sample_ratio", "arms"}:
+            # A probability that falls once something is wrong, and several figures at once: no line over time.
             continue
         found = [
             next((v for v in each["verdicts"] if v["gate"] == name and not v.get("slice")), None)

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from edgekit.fleet.rules.rollouts import COMPLETED, HELD, PAUSED, RUNNING, Rollout
 from edgekit.fleet.server.dashboard import words
+from edgekit.fleet.server.dashboard.views.arms import ArmsView, arms_of
 from edgekit.fleet.server.dashboard.views.common import (
     DecisionLine,
     Fact,
@@ -83,6 +84,7 @@ class RolloutPage:
         stages: steps at the top.
         facts: figures of this step.
         gates: what they said last.
+        arms: of an A/B comparison, None where there are none.
         looked: when that was, None where there was no look at this step yet.
         decisions: newest first.
         failures: devices on which it failed.
@@ -103,6 +105,7 @@ class RolloutPage:
     stages: tuple[Stage, ...]
     facts: tuple[Fact, ...]
     gates: tuple[Gate, ...]
+    arms: ArmsView | None
     looked: When | None
     decisions: tuple[DecisionLine, ...]
     failures: tuple[FailedDevice, ...]
@@ -140,6 +143,7 @@ def page_of(
         line=line_of(found, look), about=about(found),
         began=When.ago(tree["created_s"], now_s), by=tree["created_by"], stages=stages_of(found),
         facts=_facts(found, look), gates=gates_of(look["verdicts"] if look else ()),
+        arms=arms_of(tree["look"]),
         looked=When.ago(look["at_s"], now_s) if look else None,
         decisions=tuple(decision(each, now_s) for each in decisions),
         failures=tuple(
@@ -196,7 +200,7 @@ def _facts(rollout: Rollout, look: Mapping[str, Any] | None) -> tuple[Fact, ...]
     meant, taken, told = (int(counts.get(name, 0)) for name in ("meant", "taken", "told"))
     failed, samples = int(counts.get("failed", 0)), int(counts.get("samples", 0))
     reasons = sorted(counts.get("reasons", {}).items(), key=lambda item: -item[1])
-    soak = min(rollout.counted_s, rollout.plan.soak_s)
+    soak = min(rollout.soaked_s, rollout.plan.soak_s)
     part = words.share(taken / meant, 0) if meant else words.NONE
     return (
         Fact("Bound", words.bound(rollout.bound), f"of {words.bound(rollout.target)} of the cohort"),
@@ -214,7 +218,10 @@ _BUTTONS: Final[Mapping[str, Button]] = {
         "promote", "Promote", "Takes the next step now, without waiting for the gates.", "primary"
     ),
     "resume": Button("resume", "Resume", "Goes on; the time of this step begins anew.", "primary"),
-    "pause": Button("pause", "Pause", "Takes no further step. Devices that have the version keep it.", "plain"),
+    "pause": Button(
+        "pause", "Pause", "Takes no further step. Devices that have the version keep it, unless a gate fails.",
+        "plain",
+    ),
     "abort": Button(
         "abort", "Abort", "Ends the rollout for good. Every device returns to what is settled.", "danger"
     ),

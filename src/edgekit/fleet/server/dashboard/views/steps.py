@@ -108,7 +108,7 @@ def _does(rollout: Rollout, look: Mapping[str, Any] | None) -> str:
         return f"waits for {_listed(waits)}"
     if rollout.bound < rollout.target:
         return f"every gate passes, and it grows from {words.bound(rollout.bound)}"
-    soak_s = rollout.plan.soak_s - rollout.counted_s
+    soak_s = rollout.plan.soak_s - rollout.soaked_s
     return (
         f"every gate passes, and it soaks {words.duration(soak_s)} more"
         if soak_s > 0

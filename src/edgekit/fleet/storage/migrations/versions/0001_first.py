@@ -76,6 +76,7 @@ def _make_devices() -> None:
         sa.Column("last_good", sa.String(64), nullable=False),
         sa.Column("pinned", sa.Boolean(), nullable=False),
         sa.Column("status", PLAIN, nullable=False),
+        sa.Column("erased_s", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_devices"),
         sa.UniqueConstraint("token_hash", name="uq_devices_token_hash"),
     )
@@ -182,6 +183,27 @@ def _make_windows() -> None:
     )
     op.create_index("ix_reports_received_s", "reports", ["received_s"])
     op.create_index("ix_reports_release", "reports", ["release"])
+    op.create_table(
+        "disagreements",
+        sa.Column("id", SERIAL, nullable=False),
+        sa.Column("device", sa.String(128), nullable=False),
+        sa.Column("key", sa.String(64), nullable=False),
+        sa.Column("rollout", sa.String(32), nullable=False),
+        sa.Column("live", sa.String(64), nullable=False),
+        sa.Column("candidate", sa.String(64), nullable=False),
+        sa.Column("live_label", sa.String(256), nullable=False),
+        sa.Column("candidate_label", sa.String(256), nullable=False),
+        sa.Column("at_s", sa.BigInteger(), nullable=False),
+        sa.Column("received_s", sa.BigInteger(), nullable=False),
+        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("key_id", sa.String(16), nullable=False),
+        sa.Column("sealed", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(["rollout"], ["rollouts.id"], name="fk_disagreements_rollout"),
+        sa.PrimaryKeyConstraint("id", name="pk_disagreements"),
+        sa.UniqueConstraint("device", "key", name="uq_disagreements_device_key"),
+    )
+    op.create_index("ix_disagreements_received_s", "disagreements", ["received_s"])
+    op.create_index("ix_disagreements_rollout", "disagreements", ["rollout"])
 
 
 def _make_evidence() -> None:
