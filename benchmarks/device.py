@@ -16,7 +16,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -52,6 +53,22 @@ IMPORTS: Final = (
     "from edgekit_runtime import Model",
     "from edgekit_runtime import Runtime",
 )
+# Of a core, for a candidate.
+SHARE: Final = 0.25
+NEIGHBOUR: Final = """
+import os, sys, time
+from ai_edge_litert.interpreter import Interpreter
+os.nice(19)
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+model = Interpreter(sys.argv[1], num_threads=1)
+model.allocate_tensors()
+print("ready", flush=True)
+while True:
+    began = time.process_time()
+    while time.process_time() < began + 0.005:
+        model.invoke()
+    time.sleep((time.process_time() - began) * (1 / float(sys.argv[2]) - 1))
+"""
 OURS: Final = "from edgekit_runtime import Model; m = Model.load(sys.argv[1], format={format!r})"
 
 
@@ -195,47 +212,78 @@ def swaps(first: Path, second: Path) -> dict[str, Any]:
 def shadow(first: Path, second: Path, *, blocks: int = 20, block_s: float = 3.0) -> dict[str, Any]:
     """Latency of the live version with a candidate in the shadow at a quarter of a core, beside the same without.
 
-    Blocks of predictions alternate; in every other one the candidate's process is stopped.
+    Blocks of predictions take turns: with the candidate; without; and without it, but with a process that has nothing
+    to do with edgekit and runs the same file on the bare backend for the same share of a core. What such a neighbour
+    costs, whoever it is, is the hardware's: caches and memory that both share.
     """
     bundles = {bundle.release().id: bundle for bundle in map(Bundle.open, (first, second))}
     x = np.random.default_rng(0).normal(size=(1, *bundles_shape(first)[1:])).astype(np.float32)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, neighbour(second) as stranger:
         manager = driven(Path(folder) / "store", bundles)
         live, candidate = bundles
         manager.install(live)
         manager.tell(MarkedGood(live))
         manager.go_on()
         manager.install(candidate, shadow=True)
-        with Runtime(manager.store.path, poll_s=3600, shadow=Shadow(rate=1.0, cpu_share=0.25)) as runtime:
+        with Runtime(manager.store.path, poll_s=3600, shadow=Shadow(rate=1.0, cpu_share=SHARE)) as runtime:
+            before = {each.pid for each in psutil.Process().children()}
             runtime.look()
-            (worker,) = psutil.Process().children()
+            (worker,) = (each for each in psutil.Process().children() if each.pid not in before)
             while runtime.shadow is None or not runtime.shadow.compared:
                 runtime.predict(x)
-            times: dict[str, list[float]] = {"on": [], "off": []}
-            used_s = 0.0
-            for number in range(2 * blocks):
-                part = ("on", "off")[number % 2]
-                (worker.resume if part == "on" else worker.suspend)()
-                before = worker.cpu_times()
+            awake: dict[str, psutil.Process | None] = {"on": worker, "off": None, "neighbour": stranger}
+            times: dict[str, list[float]] = {part: [] for part in awake}
+            used_s = dict.fromkeys(("on", "neighbour"), 0.0)
+            worker.suspend()
+            for number in range(len(awake) * blocks):
+                part = list(awake)[number % len(awake)]
+                runs = awake[part]
+                if runs:
+                    runs.resume()
+                    used_s[part] -= cpu_s(runs)
                 end = time.perf_counter() + block_s
                 while time.perf_counter() < end:
                     began = time.perf_counter()
                     runtime.predict(x)
                     times[part].append(1e3 * (time.perf_counter() - began))
-                after = worker.cpu_times()
-                used_s += after.user + after.system - before.user - before.system
+                if runs:
+                    used_s[part] += cpu_s(runs)
+                    runs.suspend()
             worker.resume()
             compared = runtime.shadow.compared
-    p50, p99 = ({part: float(np.percentile(ms, q)) for part, ms in times.items()} for q in (50, 99))
+    found = {q: {part: float(np.percentile(ms, q)) for part, ms in times.items()} for q in (50, 99)}
     return {
         "predictions": {part: len(ms) for part, ms in times.items()},
         "compared": compared,
-        "cpu_share": round(used_s / (blocks * block_s), 3),
-        "p50_ms": {part: round(ms, 4) for part, ms in p50.items()},
-        "p99_ms": {part: round(ms, 4) for part, ms in p99.items()},
-        "p50_ratio": round(p50["on"] / p50["off"], 4),
-        "p99_ratio": round(p99["on"] / p99["off"], 4),
+        "cpu_share": {part: round(each / (blocks * block_s), 3) for part, each in used_s.items()},
+        **{f"p{q}_ms": {part: round(ms, 4) for part, ms in each.items()} for q, each in found.items()},
+        **{f"p{q}_ratio": round(each["on"] / each["off"], 4) for q, each in found.items()},
+        **{f"p{q}_ratio_neighbour": round(each["neighbour"] / each["off"], 4) for q, each in found.items()},
     }
+
+
+def cpu_s(process: psutil.Process) -> float:
+    """Seconds of processor time that a process has taken."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+@contextmanager
+def neighbour(bundle: Path) -> Iterator[psutil.Process]:
+    """A process that runs a file on the bare backend for `SHARE` of a core at the lowest priority; suspended."""
+    file = Bundle.open(bundle).path / "model.tflite"
+    with subprocess.Popen(
+        [sys.executable, "-c", NEIGHBOUR, str(file), str(SHARE)], stdout=subprocess.PIPE
+    ) as made:
+        assert made.stdout is not None
+        made.stdout.readline()
+        process = psutil.Process(made.pid)
+        process.suspend()
+        try:
+            yield process
+        finally:
+            process.resume()
+            process.kill()
 
 
 def bundles_shape(path: Path) -> tuple[int, ...]:

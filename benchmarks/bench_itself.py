@@ -1,0 +1,169 @@
+"""`edgekit bench` beside plain loops of the bare runtimes, and on a machine that is kept busy.
+
+`python -m benchmarks.bench_itself`. For each file a process with a loop of `session.run` or `invoke`, and the harness of
+`edgekit bench`, take turns; the figure is the median of the ratios of their medians. Then two files against each other,
+one of them twice, at rest and twice beside programs that burn: whether the noise is said and the verdicts stay.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.device import bundle_of
+from benchmarks.machine import machine
+from edgekit.bench.command import LOCAL, Outcome, measure_all, spec_of
+from edgekit.bench.results import ModelFile, Spec
+from edgekit.bench.targets import local, silent
+
+RESULT = Path(__file__).parent / "results" / "bench.json"
+MEASURED: Final = ("DS-CNN", "ResNet-20", "MobileNetV2", "EfficientNet-Lite0")
+FORMATS: Final = ("onnx", "tflite")
+THREADS: Final = (1, 2)
+PAIRS, SECONDS = 7, 2.0
+BURNERS: Final = 2
+BURN: Final = "while True: pass"
+# What anybody would write; arguments are the file, the threads and the seconds.
+PLAIN: Final = {
+    "onnx": """
+import sys, time, numpy as np, onnxruntime as ort
+options = ort.SessionOptions()
+options.intra_op_num_threads, options.inter_op_num_threads = int(sys.argv[2]), 1
+options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+session = ort.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+given = session.get_inputs()[0]
+shape = [n if isinstance(n, int) else 1 for n in given.shape]
+feed = {given.name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+names = [each.name for each in session.get_outputs()]
+def call():
+    session.run(names, feed)
+""",
+    "tflite": """
+import sys, time, numpy as np
+from ai_edge_litert.interpreter import Interpreter
+interpreter = Interpreter(sys.argv[1], num_threads=int(sys.argv[2]))
+interpreter.allocate_tensors()
+given = interpreter.get_input_details()[0]
+x = np.random.default_rng(0).standard_normal(given["shape"]).astype(np.float32)
+interpreter.set_tensor(given["index"], x)
+def call():
+    interpreter.invoke()
+""",
+}
+LOOP: Final = """
+for _ in range(10):
+    call()
+took, end = [], time.perf_counter() + float(sys.argv[3])
+while time.perf_counter() < end:
+    began = time.perf_counter()
+    call()
+    took.append(time.perf_counter() - began)
+print(1e3 * float(np.median(took)))
+"""
+
+
+def plain_ms(path: Path, threads: int) -> float:
+    """Median of a loop without anything around it, in milliseconds."""
+    program = PLAIN[path.suffix.removeprefix(".")] + LOOP
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path), str(threads), str(SECONDS)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(done.stdout)
+
+
+def bench_ms(path: Path, threads: int) -> float:
+    """Median of `edgekit bench`, in milliseconds."""
+    spec = Spec((ModelFile(path.name, str(path)),), threads=(threads,), seconds=SECONDS, cold_starts=0)
+    (run,) = local.measure(spec).runs
+    return run.latency_ms.p50
+
+
+def beside_loops(path: Path, threads: int) -> dict[str, float]:
+    """Both in turn; who comes first changes from pair to pair."""
+    pairs = []
+    for number in range(PAIRS):
+        found = {}
+        for measure in (plain_ms, bench_ms)[:: 1 if number % 2 else -1]:
+            found[measure.__name__] = measure(path, threads)
+        pairs.append((found["bench_ms"], found["plain_ms"]))
+    return {
+        "bench_ms": round(statistics.median(ours for ours, _ in pairs), 5),
+        "plain_ms": round(statistics.median(theirs for _, theirs in pairs), 5),
+        "ratio": round(statistics.median(ours / theirs for ours, theirs in pairs), 4),
+        "lowest": round(min(ours / theirs for ours, theirs in pairs), 4),
+        "highest": round(max(ours / theirs for ours, theirs in pairs), 4),
+    }
+
+
+@contextmanager
+def burning(programs: int) -> Iterator[None]:
+    """Keep processors busy meanwhile."""
+    running = [subprocess.Popen([sys.executable, "-c", BURN]) for _ in range(programs)]
+    try:
+        yield
+    finally:
+        for each in running:
+            each.kill()
+            each.wait()
+
+
+def when_busy(paths: list[Path]) -> dict[str, Any]:
+    """Warnings and verdicts at rest, and twice while others burn."""
+    spec = spec_of(paths, seconds=3.0)
+
+    def told(outcome: Outcome) -> dict[str, Any]:
+        result = outcome.results[0]
+        return {
+            "p50_ms": {run.title: run.latency_ms.p50 for run in result.runs},
+            "warnings": list(outcome.warnings[0]),
+            "verdicts": [str(each) for each in outcome.comparisons[0]],
+            "verdict": [each.verdict for each in outcome.comparisons[0]],
+        }
+
+    def measure() -> dict[str, Any]:
+        return told(measure_all(spec, [LOCAL], spec.files[0].name, lambda _: silent))
+
+    found = {"at rest": measure()}
+    for turn in ("busy", "busy again"):
+        with burning(BURNERS):
+            found[turn] = measure()
+    return {
+        **found,
+        "noise is said": all(found[turn]["warnings"] for turn in ("busy", "busy again")),
+        "verdicts stay": len({tuple(each["verdict"]) for each in found.values()}) == 1,
+    }
+
+
+def main(names: list[str]) -> int:
+    """Exit status 0 where the medians are within 3% and noise changes no verdict; figures are printed and kept."""
+    found: dict[str, Any] = {"machine": machine(), "loops": {}, "busy": {}}
+    chosen = {name: bundle_of(name) for name in names or MEASURED}
+    for name, bundle in chosen.items():
+        for form in FORMATS:
+            for threads in THREADS:
+                key = f"{name} {form} x{threads}"
+                found["loops"][key] = beside_loops(bundle / f"model.{form}", threads)
+                print(key, json.dumps(found["loops"][key]), flush=True)
+    for name, bundle in chosen.items():
+        files = [bundle / "model.onnx", bundle / "model.onnx", bundle / "model.tflite"]
+        found["busy"][name] = when_busy(files)
+        print(name, json.dumps(found["busy"][name], indent=1), flush=True)
+    worst = max(abs(each["ratio"] - 1) for each in found["loops"].values())
+    found["worst"] = round(worst, 4)
+    RESULT.write_text(json.dumps(found, indent=1) + "\n")
+    stays = all(each["noise is said"] and each["verdicts stay"] for each in found["busy"].values())
+    print(f"worst difference of medians: {worst:.1%}; noise said and verdicts the same: {stays}")
+    return int(worst > 0.03 or not stays)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

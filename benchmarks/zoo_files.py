@@ -1,0 +1,99 @@
+"""Networks of many kinds as files, INT8 and float32, for both runtimes; made once and kept in `.cache`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from examples.networks.classic import VGG, DenseNet, ResNet, SqueezeNet, UNet
+from examples.networks.detect import YoloStyle
+from examples.networks.mobile import DSCNN, EfficientNetLite, MobileNetV1, MobileNetV2, MobileNetV3Small
+from examples.networks.settle import images, settle
+from examples.networks.various import Mixer, ShuffleNetV2
+from examples.networks.vision import ConvNeXt, ViT
+from torch import Tensor, nn
+
+from benchmarks.networks import ResNet20
+
+CACHE = Path(__file__).parents[1] / ".cache" / "prediction"
+PRECISIONS = ("int8", "float32")
+FORMATS = ("onnx", "tflite")
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A network with settled weights.
+
+    Attributes:
+        name: of its files' folder.
+        make: gives the module.
+        shape: of one input.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    shape: tuple[int, int, int]
+
+
+NETWORKS: tuple[Drawn, ...] = (
+    Drawn("mobilenet-v1", partial(MobileNetV1, 0.5), (3, 160, 160)),
+    Drawn("mobilenet-v2", MobileNetV2, (3, 224, 224)),
+    Drawn("mobilenet-v3-small", MobileNetV3Small, (3, 224, 224)),
+    Drawn("efficientnet-lite0", EfficientNetLite, (3, 224, 224)),
+    Drawn("resnet-20", ResNet20, (3, 32, 32)),
+    Drawn("resnet-18", ResNet, (3, 160, 160)),
+    Drawn("vgg", partial(VGG, (32, 32, 0, 64, 64, 0, 128, 128, 0), 32, 256, 10), (3, 32, 32)),
+    Drawn("squeezenet", SqueezeNet, (3, 160, 160)),
+    Drawn("densenet", partial(DenseNet, 16, (4, 6, 8, 6), 100), (3, 128, 128)),
+    Drawn("shufflenet-v2", partial(ShuffleNetV2, (24, 116, 232, 464), (4, 8, 4), 1000), (3, 160, 160)),
+    Drawn("unet", partial(UNet, 16, 3, 2), (3, 96, 96)),
+    Drawn("yolo", partial(YoloStyle, 16, 20), (3, 160, 160)),
+    Drawn("ds-cnn", DSCNN, (1, 49, 10)),
+    Drawn("vit-tiny", ViT, (3, 224, 224)),
+    Drawn("convnext", ConvNeXt, (3, 224, 224)),
+    Drawn("mixer", partial(Mixer, 128, 16, 128, 6, 100), (3, 128, 128)),
+)
+# Of the published figures of boards; they are predicted, not timed.
+PUBLISHED: tuple[Drawn, ...] = (Drawn("mobilenet-v1-224", MobileNetV1, (3, 224, 224)),)
+
+
+def files(network: Drawn, cache: Path = CACHE) -> Mapping[tuple[str, str], Path]:
+    """(format, precision) to the file; what a converter refuses is not there."""
+    folder = cache / network.name
+    wanted = {(f, p): folder / f"{p}.{f}" for f in FORMATS for p in PRECISIONS}
+    if not (folder / "made").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _make(network, wanted)
+        (folder / "made").touch()
+    return {key: path for key, path in wanted.items() if path.exists()}
+
+
+def _make(network: Drawn, wanted: Mapping[tuple[str, str], Path]) -> None:
+    from edgekit.load import load_candidate
+    from edgekit.stages.quantize.apply import calibrate, convert, observe
+    from edgekit_converters.cleanup import clean
+    from edgekit_converters.errors import LoweringError
+    from edgekit_converters.onnx import export_onnx
+    from edgekit_converters.tflite import export_tflite
+
+    def drawn(n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        return (images(n, generator, *network.shape),)
+
+    torch.manual_seed(0)
+    module = settle(network.make(), drawn)
+    inputs = drawn(8, torch.Generator().manual_seed(1))
+    exported = torch.export.export(module.eval(), (inputs[0][:1],))
+    program = load_candidate(exported).program
+    cleaned, _ = clean(program)
+    observed = observe(cleaned)
+    calibrate(observed, [(inputs[0][i : i + 1],) for i in range(len(inputs[0]))])
+    programs = {"int8": convert(observed), "float32": program}
+    exporters = {"onnx": export_onnx, "tflite": partial(export_tflite, layout="nhwc")}
+    for (format, precision), path in wanted.items():
+        try:
+            exporters[format](programs[precision], path)
+        except LoweringError as error:
+            print(f"{network.name} {precision} {format}: {error}")
