@@ -10,14 +10,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo keywords test check bench peers clean
+.PHONY: help demo keywords test check bench figures peers clean
 
 help:
 	@echo 'make demo    compress two real networks on real data and run one on a fleet of twenty devices; in demo-out/'
 	@echo 'make keywords  train, prune and compress a keyword spotter under a budget; keywords-out/'
 	@echo 'make test    lint, types, import direction and every test: what CI runs'
 	@echo 'make check   the same without the tests that run whole pipelines'
-	@echo 'make bench   the measurements in benchmarks/ that need no peers'
+	@echo 'make bench   every hot path beside a fixed reference: what moved since the results were stored; 5 minutes'
+	@echo 'make figures the long measurements in benchmarks/ that need no peers'
 	@echo 'make peers   latency and accuracy beside other quantizers'
 	@echo 'make clean   remove what these targets made'
 
@@ -34,6 +35,9 @@ check: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check -m 'not slow'
 
 bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.guard
+
+figures: $(INSTALLED)
 	$(BIN)/python -m benchmarks.resnet20_cifar10
 	$(BIN)/python -m benchmarks.without_data
 	$(BIN)/python -m benchmarks.whole_command

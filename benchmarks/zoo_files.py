@@ -90,10 +90,13 @@ def _make(network: Drawn, wanted: Mapping[tuple[str, str], Path]) -> None:
     cleaned, _ = clean(program)
     observed = observe(cleaned)
     calibrate(observed, [(inputs[0][i : i + 1],) for i in range(len(inputs[0]))])
-    programs = {"int8": convert(observed), "float32": program}
+    # What a converter refuses of the network as it is, it may take of the cleaned one.
+    programs = {"int8": (convert(observed),), "float32": (program, cleaned)}
     exporters = {"onnx": export_onnx, "tflite": partial(export_tflite, layout="nhwc")}
     for (format, precision), path in wanted.items():
-        try:
-            exporters[format](programs[precision], path)
-        except LoweringError as error:
-            print(f"{network.name} {precision} {format}: {error}")
+        for each in programs[precision]:
+            try:
+                exporters[format](each, path)
+                break
+            except LoweringError as error:
+                print(f"{network.name} {precision} {format}: {error}")

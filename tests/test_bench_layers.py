@@ -426,7 +426,7 @@ def spinning(seconds: float, *, interrupted_s: float = 0.0) -> Callable[[], None
 
 def test_interruptions_do_not_count() -> None:
     interruption_s = 0.01
-    _, short, long = measure._undisturbed(
+    _, short, long = measure.undisturbed(
         [spinning(0.0001), spinning(0.0001), spinning(0.0003, interrupted_s=interruption_s)], None
     )
     assert short < long < interruption_s * 1000

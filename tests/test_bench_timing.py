@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.bench import LatencyStats, interleave, ratio, sample, stats
-from edgekit.bench.timing import _order
+from edgekit_devices.harness import turn
 
 
 def spinning(seconds: float) -> Callable[[], None]:
@@ -91,7 +91,7 @@ def test_options_that_measure_nothing_are_refused(options: dict[str, float]) -> 
 @given(st.integers(1, 6))
 def test_the_order_gives_everybody_every_place(count: int) -> None:
     names = [str(index) for index in range(count)]
-    orders = [_order(names, index) for index in range(2 * count)]
+    orders = [turn(names, index) for index in range(2 * count)]
     assert all(sorted(order) == names for order in orders)
     assert all({order[place] for order in orders} == set(names) for place in range(count))
 

@@ -20,7 +20,7 @@ from edgekit.bundle import Bundle
 from edgekit.verify import verify_bundle
 from support.tiny_runs import QUICK, bundle, call, compress, folder, save_program
 
-COMMANDS = ("compress", "verify", "inspect", "doctor", "devices")
+COMMANDS = ("compress", "verify", "bench", "inspect", "doctor", "devices")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 

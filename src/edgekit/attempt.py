@@ -16,7 +16,7 @@ from edgekit.clock import Clock
 from edgekit.errors import LoweringError
 from edgekit.evaluate import Metric
 from edgekit.inputs import Inputs, tensors
-from edgekit.judge import Judged, assess, prove, time_files, why_not
+from edgekit.judge import Judged, assess, estimates, prove, time_files, why_not
 from edgekit.load import Candidate
 from edgekit.lower import SUFFIX
 from edgekit.recipe import Recipe
@@ -218,8 +218,10 @@ def _judge(
         value, n, quality = assess(task.candidate.program, files, task.inputs, task.metric, step=clock.detail)
     with clock.stage("time"):
         latency = _timed(timed_files(files), task.work)
-    judged = {
-        name: Judged(
+    judged: dict[str, Judged] = {}
+    for name, saved in files.items():
+        predicted, notes = estimates(saved, job.recipe.targets)
+        judged[name] = Judged(
             saved,
             variant,
             proofs[name],
@@ -227,9 +229,9 @@ def _judge(
             latency.get(name),
             latency.get(f"{name} float"),
             (value, n),
+            notes,
+            predicted,
         )
-        for name, saved in files.items()
-    }
     return judged, failures
 
 

@@ -18,6 +18,7 @@ from edgekit import __version__
 from edgekit.doctor import check_here, table
 from edgekit.errors import EdgekitError, LoweringError
 from edgekit.fleet.commands import cli as fleet_commands
+from edgekit.provision import command as provisioning
 from edgekit_devices import ProfileError
 
 app = typer.Typer(
@@ -156,6 +157,69 @@ def verify(
     _exit(work)
 
 
+@app.command(epilog="Example: edgekit bench digits-edge --threads 1,2 --html bench.html")
+def bench(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Bundles, .onnx and .tflite files; or `calibrate`: time operators, write a profile."
+        ),
+    ],
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="local, ssh://user@host, arm64 (emulated), or a profile for an estimate; repeatable. Default: local."
+        ),
+    ] = None,
+    threads: Annotated[str | None, typer.Option(metavar="N,…", help="Threads of the runtime.")] = None,
+    batch: Annotated[str | None, typer.Option(metavar="N,…", help="Samples a call.")] = None,
+    seconds: Annotated[str | None, typer.Option(metavar="S", help="Least time for each run, 5.")] = None,
+    sustained: Annotated[
+        str | None,
+        typer.Option(metavar="S", help="Then run each file without pauses, and watch heat and clock."),
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="The file that the others are held against; the first without.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with plots.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Write a picture.")] = None,
+    like: Annotated[
+        str | None, typer.Option(metavar="NAME", help="With calibrate: the profile whose data sheet is kept.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the result as JSON.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result to stdout, nothing else.")
+    ] = False,
+) -> None:
+    """Measure latency, throughput, start and memory of files, here or on a device, and compare them."""
+
+    def work() -> int:
+        if [str(path) for path in paths] == ["calibrate"]:
+            from edgekit.bench.predict.command import calibrate_command
+
+            return calibrate_command(
+                devices=device or (), threads=threads, like=like, out=out, as_json=as_json, console=errors
+            )
+        from edgekit.bench.command import bench as run
+
+        return run(
+            paths,
+            devices=device or (),
+            threads=threads,
+            batch=batch,
+            seconds=_number("--seconds", seconds, float),
+            sustained=_number("--sustained", sustained, float),
+            against=against,
+            html=html,
+            png=png,
+            out=out,
+            as_json=as_json,
+            console=errors,
+        )
+
+    _exit(work)
+
+
 @app.command(epilog="Example: edgekit inspect model.pt")
 def inspect(
     path: Annotated[Path, typer.Argument(help="A model file or a bundle.")],
@@ -191,7 +255,15 @@ def doctor(
     _exit(work)
 
 
-@app.command(epilog="Example: edgekit devices raspberry-pi-5")
+devices_app = typer.Typer(
+    cls=provisioning.NamesToo,
+    subcommand_metavar="[NAME] | COMMAND [ARGS]...",
+    help="Device profiles: all of them, or one by NAME. And devices of one's own: provision.",
+    epilog="Example: edgekit devices raspberry-pi-5",
+)
+
+
+@devices_app.command("show", hidden=True, epilog="Example: edgekit devices raspberry-pi-5")
 def devices(
     name: Annotated[str | None, typer.Argument(help="A profile; all of them without.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print plain JSON to stdout.")] = False,
@@ -201,18 +273,14 @@ def devices(
     def work() -> int:
         from dataclasses import asdict
 
-        from rich.table import Table
+        from edgekit.bench.sheets import device_list, device_sheet
+        from edgekit_devices import find_profile, names
 
-        from edgekit_devices import load_profile, names
-
-        profiles = [load_profile(n) for n in ([name] if name else names())]
+        profiles = [find_profile(n) for n in ([name] if name else names())]
         if as_json:
             _print([asdict(p) for p in profiles])
             return ACCEPTED
-        listing = Table("name", "what", "isa", "format", "int8 saturates")
-        for p in profiles:
-            listing.add_row(p.name, p.title, p.isa, p.preferred_format, "yes" if p.int8_saturates else "no")
-        _print(listing)
+        _print(device_sheet(profiles[0]) if name else device_list(profiles))
         return ACCEPTED
 
     _exit(work)
@@ -294,6 +362,8 @@ def _exit(work: Any) -> NoReturn:
     raise typer.Exit(code)
 
 
+provisioning.mount(devices_app, _exit, _print, errors)
+app.add_typer(devices_app, name="devices")
 fleet_commands.mount(app)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -20,11 +21,15 @@ __all__ = ["Check", "check_here", "diagnose", "installed_versions", "table"]
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """A distribution with the versions that are known to work: `minimum` <= version < `below`."""
+    """A distribution with the versions that are known to work: `minimum` <= version < `below`.
+
+    A `program` is no distribution but a command of the system; its path stands for its version.
+    """
 
     name: str
     minimum: str = "0"
     below: str = ""
+    program: bool = False
 
     def problem(self, version: str | None) -> str:
         """Return what is wrong with an installed version, "" when it fits."""
@@ -66,7 +71,7 @@ class Check:
         command: as it is typed.
         what: what it does.
         ok: it works here.
-        found: distribution to its version, None where it is not installed.
+        found: distribution to its version, or program to its path; None where it is not installed.
         problems: why it does not work, plain sentences.
         mend: the line that mends it, "" when it works or nothing can.
         instead: what happens without it, "" when it works.
@@ -129,12 +134,30 @@ ABILITIES: tuple[Ability, ...] = (
         ((Requirement("optuna", "5"), Requirement("neural-compressor", "3.10", "3.11")),),
         "pip install -U edgekit",
     ),
-    Ability("edgekit bench *.onnx", "time in ONNX Runtime", ((_ORT,),), "pip install -U edgekit"),
+    Ability("edgekit bench *.onnx", "measure in ONNX Runtime", ((_ORT,),), "pip install -U edgekit"),
     Ability(
         "edgekit bench *.tflite",
-        "time in LiteRT",
+        "measure in LiteRT",
         ((_LITERT,), (Requirement("tflite-runtime"),)),
         "pip install -U 'edgekit[tflite]'",
+    ),
+    Ability(
+        "edgekit bench --png",
+        "draw latencies",
+        ((Requirement("pillow", "10"),),),
+        "pip install -U 'edgekit[images]'",
+    ),
+    Ability(
+        "edgekit bench --device ssh://…",
+        "measure on a board",
+        ((Requirement("ssh", program=True),),),
+        "sudo apt-get install openssh-client",
+    ),
+    Ability(
+        "edgekit bench --device arm64",
+        "try files out in an emulated board",
+        ((Requirement("qemu-aarch64-static", program=True), Requirement("mmdebstrap", program=True)),),
+        "sudo apt-get install qemu-user-static mmdebstrap",
     ),
     Ability(
         "make demo",
@@ -163,14 +186,17 @@ def diagnose(installed: Mapping[str, str | None], *, system: str = "Linux") -> t
 
 
 def installed_versions() -> dict[str, str | None]:
-    """Return the version of every distribution that an ability needs, from its metadata alone."""
+    """Return what is there of all that abilities need, from metadata and the search path alone."""
     wanted = {
-        requirement.name
+        requirement
         for ability in ABILITIES
         for alternative in ability.alternatives
         for requirement in alternative
     }
-    return {name: _version(name) for name in sorted(wanted)}
+    return {
+        each.name: shutil.which(each.name) if each.program else _version(each.name)
+        for each in sorted(wanted, key=lambda each: each.name)
+    }
 
 
 def table(checks: Sequence[Check]) -> RenderableType:

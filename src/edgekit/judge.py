@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +22,8 @@ from edgekit.bench import (
     stats,
     tflite_ops,
 )
+from edgekit.bench.predict import Prediction, can_predict, predict
+from edgekit.errors import UsageError
 from edgekit.evaluate import Agreement, Metric, SignalToNoise
 from edgekit.inputs import Inputs, tensors
 from edgekit.recipe import SLOWER, Budget
@@ -30,6 +32,7 @@ from edgekit.stages.quantize.rungs import Variant
 from edgekit_converters.parity import Bound, Proof, measure, output_steps, run_reference, tie_bound
 from edgekit_converters.predict import Array, Predict, SavedModel, open_saved
 from edgekit_converters.program import Program, QuantizedProgram
+from edgekit_devices import find_profile
 
 # The reference evaluator is exact and slow, so it sees fewer inputs.
 COREML_PROVEN: Final = 32
@@ -69,6 +72,7 @@ class Judged:
         float_latency: of its float twin.
         baseline: metric of the float model and number of inputs.
         notes: what was tried before, for the report.
+        predicted: target to the estimate for it.
     """
 
     saved: SavedModel
@@ -79,6 +83,14 @@ class Judged:
     float_latency: LatencyStats | None
     baseline: tuple[float, int]
     notes: tuple[str, ...] = ()
+    predicted: Mapping[str, Prediction] = field(default_factory=dict)
+
+    @property
+    def judged_ms(self) -> float | None:
+        """What a limit is held against: the slowest estimate for a target, without targets the median here."""
+        if self.predicted:
+            return max(found.ms for found in self.predicted.values())
+        return self.latency.p50_ms if self.latency is not None else None
 
     @property
     def slower(self) -> bool:
@@ -102,8 +114,8 @@ class Judged:
 
     def slow(self, budget: Budget) -> bool:
         """It takes longer than the budget allows, or than its float twin where that is not allowed."""
-        limit = budget.max_latency_ms
-        late = limit is not None and self.latency is not None and self.latency.p50_ms > limit
+        limit, took = budget.max_latency_ms, self.judged_ms
+        late = limit is not None and took is not None and took > limit
         return late or (self.slower and not budget.allow_slower)
 
     def better_than(self, other: Judged, budget: Budget) -> bool:
@@ -206,6 +218,25 @@ def time_files(files: Mapping[str, Path], *, max_seconds: float) -> dict[str, La
     return {name: stats(rounds) for name, rounds in sample(runners, max_seconds=max_seconds).items()}
 
 
+def estimates(saved: SavedModel, targets: Sequence[str]) -> tuple[dict[str, Prediction], tuple[str, ...]]:
+    """What a file would take on the targets, and notes on those that nothing can be said for.
+
+    Args:
+        saved: the file.
+        targets: names of profiles, or paths of their files.
+    """
+    found: dict[str, Prediction] = {}
+    notes: list[str] = []
+    for profile in map(find_profile, targets) if saved.format in TIMED else ():
+        if not can_predict(profile):
+            continue
+        try:
+            found[profile.name] = predict(saved.path, profile)
+        except UsageError as error:
+            notes.append(f"no estimate for {profile.name}: {error.what}")
+    return found, tuple(notes)
+
+
 def why_not(judged: Judged, twin: Path, metric: str, budget: Budget) -> list[str]:
     """Sentences on a lowering that was passed over, or was taken although it misses the budget.
 
@@ -246,4 +277,14 @@ def census(name: str, path: Path) -> OpCensus | None:
     return {"onnx": onnx_ops, "tflite": tflite_ops}[name](path) if name in TIMED else None
 
 
-__all__ = ["Judged", "Quality", "assess", "census", "prove", "time_files", "why_not", "why_slower"]
+__all__ = [
+    "Judged",
+    "Quality",
+    "assess",
+    "census",
+    "estimates",
+    "prove",
+    "time_files",
+    "why_not",
+    "why_slower",
+]

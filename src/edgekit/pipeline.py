@@ -7,7 +7,7 @@ Each stage takes what the one before it gave and reaches back to nothing. Stages
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,12 @@ from edgekit.errors import Interrupted, LoweringError, UsageError
 from edgekit.intake import load, metric_for, named, open_inputs
 from edgekit.interrupts import listening
 from edgekit.load import Candidate
-from edgekit.recipe import Recipe
+from edgekit.recipe import Recipe, for_targets
 from edgekit.report import StageResult
 from edgekit.shrink import asks_for_training
 from edgekit.stages.train.guard import no_memory
 from edgekit.trials import may_search, read_trial, rebuild, search
 from edgekit.workdir import WorkDir
-from edgekit_devices import load_profile
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def _run(request: Request, progress: Progress) -> Bundle:
 
 
 def _compress(request: Request, candidate: Candidate, work: WorkDir, clock: Clock) -> Bundle:
-    recipe = _for_targets(request.recipe)
+    recipe = for_targets(request.recipe)
     told = None if request.from_trial is None else read_trial(request.out, request.from_trial)
     asked = recipe if told is None else told.setting.applied(recipe)
     with clock.stage("data") as notes:
@@ -159,10 +158,3 @@ def _training(asked: Recipe, recipe: Recipe) -> bool | None:
     if asks_for_training(asked):
         return True
     return None if may_search(recipe) else False
-
-
-def _for_targets(recipe: Recipe) -> Recipe:
-    """Narrow the weights when a target's integer kernels saturate."""
-    if not any(load_profile(t).int8_saturates for t in recipe.targets):
-        return recipe
-    return replace(recipe, quantize=replace(recipe.quantize, weight_bits=min(7, recipe.quantize.weight_bits)))

@@ -264,12 +264,14 @@ def outcome_of(made: Attempt, seconds: float) -> Outcome:
 
 
 def _measured(judged: Judged) -> Measured:
-    content = digest(judged.saved.path)
+    content, took = digest(judged.saved.path), judged.judged_ms
+    # On a target, float is taken to be as much slower or faster as it is here.
+    scale = took / judged.latency.p50_ms if took is not None and judged.latency else 1.0
     return Measured(
         metric=judged.quality.metric,
         drop=judged.quality.drop,
-        latency_ms=judged.latency.p50_ms if judged.latency else None,
-        float_latency_ms=judged.float_latency.p50_ms if judged.float_latency else None,
+        latency_ms=took,
+        float_latency_ms=judged.float_latency.p50_ms * scale if judged.float_latency else None,
         size_bytes=content.size_bytes,
         proven=judged.proof.holds,
         sha256=content.sha256,

@@ -13,11 +13,11 @@ from edgekit.report import (
     ArtifactResult,
     Baseline,
     LayerResult,
-    Proof,
     Provenance,
     StageResult,
     build_report,
 )
+from edgekit_converters.parity import Proof
 
 NOTES = (
     "Calibrated on inputs distilled from the model; nothing was measured on real data.",

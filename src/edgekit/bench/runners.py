@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgekit.errors import UsageError
 from edgekit_converters.quiet import quiet_native
+from edgekit_devices.harness import draw
 
 __all__ = [
     "allocate",
@@ -226,7 +227,7 @@ def _inputs(
     """Draw the inputs, or check number and dtypes of the given ones; a trial run checks their shapes."""
     if inputs is None:
         generator = np.random.default_rng(seed)
-        return [_draw(generator, shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+        return [draw(generator, shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
     if [array.dtype for array in inputs] != list(dtypes):
         raise UsageError(
             f"{path}: inputs of {[str(array.dtype) for array in inputs]}",
@@ -243,18 +244,6 @@ def _tried(path: Path, run: Callable[[], None]) -> Callable[[], None]:
     except Exception as error:  # the runtimes raise whatever their C++ side threw
         raise _refused(path, "a model that runs on the inputs of its signature", error) from error
     return run
-
-
-def _draw(generator: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Draw an input that any model of this signature takes: wide integers are indices and stay at 0 or 1."""
-    if dtype.kind == "f":
-        return generator.standard_normal(shape).astype(dtype)
-    if dtype.kind == "b":
-        return np.ones(shape, dtype)
-    if dtype.itemsize == 1:
-        limits = np.iinfo(dtype)
-        return generator.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
-    return generator.integers(0, 2, shape).astype(dtype)
 
 
 def _resize(path: Path, interpreter: Any, detail: Any, shape: tuple[int, ...]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgekit_devices.harness import turn, without_collector
 
 Samples = NDArray[np.float64]
 
@@ -86,21 +87,15 @@ def sample(
     collected: dict[str, list[float]] = {name: [] for name in names}
     if not names:
         return {}
-    gc.collect()
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
+    with without_collector():
         started = time.perf_counter_ns()
         batches = {name: _batch(runners[name], warmup) for name in names}
         for index in range(MAX_ROUNDS):
             elapsed = (time.perf_counter_ns() - started) / 1e9
             if _is_enough(collected, index, min_rounds=min_rounds, seconds_left=max_seconds - elapsed):
                 break
-            for name in _order(names, index):
+            for name in turn(names, index):
                 collected[name].append(_time(runners[name], batches[name]) / 1e6)
-    finally:
-        if was_enabled:
-            gc.enable()
     return {name: np.asarray(values, dtype=np.float64) for name, values in collected.items()}
 
 
@@ -154,13 +149,6 @@ def _time(runner: Callable[[], None], calls: int) -> float:
     for _ in range(calls):
         runner()
     return (time.perf_counter_ns() - started) / calls
-
-
-def _order(names: list[str], index: int) -> list[str]:
-    """Rotate the start each round and turn the direction each cycle: nobody always follows the same."""
-    start = index % len(names)
-    rotated = names[start:] + names[:start]
-    return rotated[::-1] if (index // len(names)) % 2 else rotated
 
 
 def _is_enough(

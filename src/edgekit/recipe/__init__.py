@@ -19,6 +19,7 @@ from edgekit.recipe.sections import (
     Search,
     Train,
 )
+from edgekit.recipe.targets import for_targets
 
 __all__ = [
     "PRESETS",
@@ -32,5 +33,6 @@ __all__ = [
     "Recipe",
     "Search",
     "Train",
+    "for_targets",
     "load_recipe",
 ]

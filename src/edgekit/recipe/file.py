@@ -10,12 +10,13 @@ from typing import Any
 from edgekit.errors import UsageError
 from edgekit.recipe.rules import OPTIONS, PRESETS, RULES, Rule, apply, unknown, wrong
 from edgekit.recipe.sections import SECTIONS, Recipe
+from edgekit.recipe.targets import preferred
 
 MAX_FILE_BYTES = 1_000_000
 
 
 def load_recipe(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Read a recipe.
+    """Read a recipe; formats, layout and ends that nobody set are those that the targets prefer.
 
     Args:
         path: a TOML file, None for the preset alone.
@@ -24,12 +25,14 @@ def load_recipe(path: Path | None = None, overrides: Mapping[str, Any] | None = 
 
     Raises:
         UsageError: the file cannot be read, or a key or value is wrong.
+        ProfileError: a target is not known.
     """
     tree = {} if path is None else _checked(_read_toml(path), str(path))
     for key, value in _checked(overrides or {}, OPTIONS).items():
         tree[key] = {**tree.get(key, {}), **value} if key in SECTIONS else value
     preset = str(tree.get("preset", "balanced"))
     tree["quantize"] = {**PRESETS[preset], **tree.get("quantize", {})}
+    tree = {**preferred(tree.get("targets", ())), **tree}
     return Recipe(
         **{key: SECTIONS[key](**value) if key in SECTIONS else value for key, value in tree.items()}
     )

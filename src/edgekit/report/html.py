@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -155,10 +155,21 @@ def _card(name: str, artifact: Mapping[str, Any], baseline: Mapping[str, Any]) -
             ("output SNR", numbers.decibels(artifact["snr_db"])),
             ("median latency", numbers.milliseconds(latency["p50"] if latency else None)),
             ("speed against float", numbers.times(artifact["speedup"])),
+            *((f"estimate for {target}", _estimate(found)) for target, found in _predicted(artifact)),
             ("kernels", kernels),
             ("lowering", artifact["lowering"]),
         ],
     }
+
+
+def _predicted(artifact: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    found: Mapping[str, Mapping[str, Any]] = artifact.get("predicted", {})
+    return found.items()
+
+
+def _estimate(found: Mapping[str, Any]) -> str:
+    low, high = numbers.milliseconds(found["low"]), numbers.milliseconds(found["high"])
+    return f"about {numbers.milliseconds(found['ms'])} ({low} to {high})"
 
 
 def _group(title: str, lead: str, bars: Sequence[Bar], full: float | None = None) -> dict[str, Any]:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekit.bench import LatencyStats
+from edgekit.bench.predict import Prediction
 from edgekit.errors import LoweringError
 from edgekit.recipe import SLOWER, Budget
 from edgekit.report import numbers
-from edgekit_converters.parity import Proof
+
+if TYPE_CHECKING:
+    # It takes torch, and whoever prints a number or serves a page does not.
+    from edgekit_converters.parity import Proof
 
 __all__ = [
     "ArtifactResult",
     "Baseline",
     "LayerResult",
-    "Proof",
     "Provenance",
     "SearchResult",
     "StageResult",
@@ -72,6 +75,7 @@ class ArtifactResult:
         delegated_partitions: of XNNPACK, None for other formats.
         outside_ops: ops that XNNPACK left to slower kernels, by name.
         notes: plain sentences.
+        predicted: target to the estimate for it, which a limit is held against in the place of the latency here.
     """
 
     format: str
@@ -92,6 +96,7 @@ class ArtifactResult:
     delegated_partitions: int | None = None
     outside_ops: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    predicted: Mapping[str, Prediction] = field(default_factory=dict)
 
     @property
     def speedup(self) -> float | None:
@@ -243,12 +248,7 @@ def _size_reason(artifact: ArtifactResult, budget: Budget) -> str:
 def _latency_reasons(
     artifact: ArtifactResult, layers: Sequence[LayerResult], budget: Budget
 ) -> tuple[str, ...]:
-    reasons = []
-    limit = budget.max_latency_ms
-    if limit is not None and artifact.latency is not None and artifact.latency.p50_ms > limit:
-        reasons.append(
-            f"median latency {numbers.milliseconds(artifact.latency.p50_ms)}, allowed is {limit:g} ms"
-        )
+    reasons = _late(artifact, budget.max_latency_ms)
     if not budget.allow_slower and artifact.speedup is not None and artifact.speedup * SLOWER < 1:
         kept = ", ".join(layer.name for layer in layers if layer.kept_float)
         partitions = artifact.delegated_partitions or 0
@@ -262,6 +262,22 @@ def _latency_reasons(
         slower = f"{1 / artifact.speedup:.2f} times the latency of its float twin"
         reasons.append(f"{slower} ({detail})" if detail else slower)
     return tuple(reasons)
+
+
+def _late(artifact: ArtifactResult, limit: float | None) -> list[str]:
+    """What takes longer than allowed: by estimate on the targets, where there are any, else as measured here."""
+    if limit is None:
+        return []
+    if artifact.predicted:
+        return [
+            f"by estimate {numbers.milliseconds(found.ms)} on {target} "
+            f"({numbers.milliseconds(found.low_ms)} to {numbers.milliseconds(found.high_ms)}), allowed is {limit:g} ms"
+            for target, found in artifact.predicted.items()
+            if found.ms > limit
+        ]
+    if artifact.latency is None or artifact.latency.p50_ms <= limit:
+        return []
+    return [f"median latency {numbers.milliseconds(artifact.latency.p50_ms)}, allowed is {limit:g} ms"]
 
 
 def _counted(ops: Mapping[str, int]) -> str:
@@ -344,6 +360,12 @@ def _latency_tree(latency: LatencyStats | None) -> dict[str, Any] | None:
     return {"p50": latency.p50_ms, "p90": latency.p90_ms, "p99": latency.p99_ms, "rounds": latency.n}
 
 
+def _estimate_tree(found: Prediction) -> dict[str, Any]:
+    keys = ("estimated", "ms", "low", "high", "threads", "basis")
+    tree = found.to_dict()
+    return {key: tree[key] for key in keys}
+
+
 def _baseline_tree(baseline: Baseline) -> dict[str, Any]:
     return {
         "metric": baseline.metric,
@@ -382,6 +404,7 @@ def _artifact_tree(artifact: ArtifactResult) -> dict[str, Any]:
         "latency_ms": _latency_tree(artifact.latency),
         "float_latency_ms": _latency_tree(artifact.float_latency),
         "speedup": artifact.speedup,
+        "predicted": {target: _estimate_tree(found) for target, found in artifact.predicted.items()},
         "lowering": artifact.lowering,
         "int8_ops": artifact.int8_ops,
         "float_ops": dict(sorted(artifact.float_ops.items())),

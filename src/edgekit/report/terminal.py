@@ -32,6 +32,7 @@ def summary(report: Mapping[str, Any]) -> RenderableType:
         ),
         _table(report),
     ]
+    parts += [Text(f"~ {line}", style="cyan") for line in _estimates(report)]
     # Text, not markup: a layer's name may hold square brackets.
     parts += [Text(f"* {note}", style="dim") for note in _on_fewer(report)]
     parts += [Text(f"✗ {reason}", style="red") for reason in report["reasons"]]
@@ -76,6 +77,16 @@ def _table(report: Mapping[str, Any]) -> Table:
             _proof(artifact["proof"]),
         )
     return table
+
+
+def _estimates(report: Mapping[str, Any]) -> list[str]:
+    """What the files would take on the targets; none of it was measured."""
+    return [
+        f"{TITLES.get(name, name)}: about {numbers.milliseconds(found['ms'])} on {target} "
+        f"({numbers.milliseconds(found['low'])} to {numbers.milliseconds(found['high'])}), an estimate"
+        for name, artifact in report["artifacts"].items()
+        for target, found in artifact.get("predicted", {}).items()
+    ]
 
 
 def _on_fewer(report: Mapping[str, Any]) -> list[str]:

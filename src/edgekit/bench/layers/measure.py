@@ -143,13 +143,13 @@ def _measure(shapes: Sequence[LayerShape], runtime: str, best_ms: float | None) 
     files = [(YARDSTICK, MANY), (YARDSTICK, FEW), *zip(shapes, copies, strict=True)]
     with tempfile.TemporaryDirectory(prefix="edgekit-layers-") as folder:
         runs = [_RUNNERS[runtime](Path(folder), shape, n) for shape, n in files]
-        many, few, *times = _undisturbed(runs, None if best_ms is None else best_ms * MANY)
+        many, few, *times = undisturbed(runs, None if best_ms is None else best_ms * MANY)
     call_ms = max(few - max(many - few, 0.0) / (MANY - FEW) * FEW, 0.0)
     alone = ((ms - call_ms) / n for n, ms in zip(copies, times, strict=True))
     return _Batch(tuple(max(ms, LEAST_MS) for ms in alone), many / MANY)
 
 
-def _undisturbed(runs: Sequence[Run], best_ms: float | None) -> list[float]:
+def undisturbed(runs: Sequence[Run], best_ms: float | None) -> list[float]:
     """`_Turns` with the garbage collector off."""
     was_enabled = gc.isenabled()
     gc.disable()

@@ -33,7 +33,7 @@ def onnx_file(shape: LayerShape, copies: int, *, seed: int = 0) -> bytes:
     from onnx import TensorProto, helper
 
     shape = as_exported(shape)
-    file = _File(np.random.default_rng(seed))
+    file = File(np.random.default_rng(seed))
     outputs = [file.layer(shape, index) for index in range(copies)]
     ends = [_ends(shape.size, shape.in_channels), _ends(shape.output_size, shape.out_channels)]
     if shape.op == "linear":
@@ -78,7 +78,7 @@ def _ends(size: Sequence[int], channels: int) -> tuple[int, ...]:
     return (1, *size, channels)
 
 
-class _File:
+class File:
     """Nodes and constants, as they come together."""
 
     def __init__(self, generator: np.random.Generator) -> None:
@@ -87,6 +87,7 @@ class _File:
         self.initializers: list[Any] = []
 
     def constant(self, name: str, content: Any) -> str:
+        """Add a constant and return its name."""
         from onnx import numpy_helper
 
         self.initializers.append(numpy_helper.from_array(np.asarray(content), name))
@@ -109,7 +110,7 @@ class _File:
         from onnx import helper
 
         weight, bias = self.weights(shape, index), self.bias(shape, index)
-        op, attributes = _spelled(shape)
+        op, attributes = spelled(shape)
         self.nodes.append(helper.make_node(op, ["real", weight, bias], [f"sum{index}"], **attributes))
         if not index:
             self.constant("out_scale", np.float32(_OUT_SCALE))
@@ -140,6 +141,7 @@ class _File:
         return self.dequantized(f"b{index}", content, _WEIGHT_SCALE * _SCALE, n, axis=0)
 
     def dequantized(self, name: str, content: Any, scale: float, n: int, *, axis: int) -> str:
+        """Integers behind their DequantizeLinear, one scale for each of `n` along `axis`."""
         from onnx import helper
 
         inputs = [
@@ -151,7 +153,7 @@ class _File:
         return f"{name}_real"
 
 
-def _spelled(shape: LayerShape) -> tuple[str, dict[str, Any]]:
+def spelled(shape: LayerShape) -> tuple[str, dict[str, Any]]:
     """Operator and attributes."""
     if shape.op == "linear":
         return "Gemm", {"transB": 1}

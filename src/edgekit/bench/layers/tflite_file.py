@@ -16,8 +16,8 @@ from edgekit.errors import UsageError
 _SCALE, _WEIGHT_SCALE, _OUT_SCALE = 0.05, 0.01, 0.2
 
 
-def tflite_file(shape: LayerShape, copies: int, *, seed: int = 0) -> bytes:
-    """The bytes of a file with one input `[1, h, w, in_channels]` int8 and `copies` outputs.
+def tflite_file(shape: LayerShape, copies: int, *, seed: int = 0, floating: bool = False) -> bytes:
+    """The bytes of a file with one input `[1, h, w, in_channels]` and `copies` outputs, int8 or float32.
 
     One spatial axis becomes two, the first of extent 1; a linear layer reads `[rows, in_channels]`.
 
@@ -25,17 +25,16 @@ def tflite_file(shape: LayerShape, copies: int, *, seed: int = 0) -> bytes:
         shape: the layer.
         copies: how many stand side by side.
         seed: of the weights.
+        floating: float32 throughout.
 
     Raises:
         UsageError: the schema of TFLite files is not installed.
     """
-    file = _File(np.random.default_rng(seed))
+    file = File(np.random.default_rng(seed), floating=floating)
     x = file.input(shape)
     for _ in range(copies):
         _LAYERS[shape.op](file, shape, x)
-    builder = file.builder(1024)
-    builder.Finish(file.model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return file.content()
 
 
 def _library(name: str) -> Any:
@@ -49,10 +48,11 @@ def _library(name: str) -> Any:
         ) from error
 
 
-class _File:
+class File:
     """Tensors and operators, as they come together."""
 
-    def __init__(self, generator: np.random.Generator) -> None:
+    def __init__(self, generator: np.random.Generator, *, floating: bool = False) -> None:
+        self.floating = floating
         self.schema, self.generator = _library("ai_edge_litert.schema_py_generated"), generator
         self.builder = _library("flatbuffers").Builder
         self.model, self.graph = self.schema.ModelT(), self.schema.SubGraphT()
@@ -62,6 +62,12 @@ class _File:
         self.graph.name, self.graph.tensors, self.graph.operators = "main", [], []
         self.graph.inputs, self.graph.outputs = [], []
         self.codes: dict[tuple[str, int], int] = {}
+
+    def content(self) -> bytes:
+        """The bytes of the file."""
+        builder = self.builder(1024)
+        builder.Finish(self.model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
 
     def input(self, shape: LayerShape) -> int:
         """The tensor that all copies read."""
@@ -76,9 +82,13 @@ class _File:
         return y
 
     def activation(self, dims: tuple[int, ...], scale: float, zero: int) -> int:
+        """A tensor on a grid, or float32 where the file is."""
+        if self.floating:
+            return self.floating_tensor(dims)
         return self.tensor(dims, "INT8", grid=(np.float32(scale), np.int64(zero), 0))
 
-    def floating(self, dims: tuple[int, ...]) -> int:
+    def floating_tensor(self, dims: tuple[int, ...]) -> int:
+        """A float32 tensor, whatever the file is."""
         return self.tensor(dims, "FLOAT32")
 
     def integers(self, content: Any) -> int:
@@ -87,9 +97,13 @@ class _File:
         return self.tensor(array.shape, "INT32", array)
 
     def floats(self, n: int) -> int:
+        """A float32 constant of `n` drawn values."""
         return self.tensor((n,), "FLOAT32", self.generator.standard_normal(n, dtype=np.float32))
 
     def weights(self, dims: tuple[int, ...], axis: int) -> int:
+        """Drawn weights, in int8 with a scale for each along `axis`."""
+        if self.floating:
+            return self.tensor(dims, "FLOAT32", self.generator.standard_normal(dims, dtype=np.float32))
         content = self.generator.integers(-127, 128, dims, dtype=np.int8)
         n = dims[axis]
         return self.tensor(
@@ -97,6 +111,9 @@ class _File:
         )
 
     def bias(self, n: int) -> int:
+        """A drawn bias, int32 or float32."""
+        if self.floating:
+            return self.floats(n)
         content = self.generator.integers(-1000, 1000, n, dtype=np.int32)
         steps = np.full(n, _SCALE * _WEIGHT_SCALE)
         return self.tensor((n,), "INT32", content, grid=(steps, np.zeros(n, np.int64), 0))
@@ -104,6 +121,7 @@ class _File:
     def tensor(
         self, dims: tuple[int, ...], dtype: str, content: Any = None, grid: tuple[Any, Any, int] | None = None
     ) -> int:
+        """Add a tensor and return its index; `grid` is scales, zero points and the axis that they belong to."""
         tensor = self.schema.TensorT()
         tensor.shape, tensor.type = list(dims), getattr(self.schema.TensorType, dtype)
         tensor.name, tensor.buffer = f"t{len(self.graph.tensors)}", 0
@@ -141,7 +159,7 @@ class _File:
         return out
 
 
-def _convolution(file: _File, shape: LayerShape, x: int) -> None:
+def _convolution(file: File, shape: LayerShape, x: int) -> None:
     kernel, stride, dilation = (_two(v, 1) for v in (shape.kernel, shape.stride, shape.dilation))
     same = shape.pads == _same_pads(shape)
     source = x if same or not any(map(sum, shape.pads)) else _padded(file, shape, x)
@@ -164,7 +182,7 @@ def _convolution(file: _File, shape: LayerShape, x: int) -> None:
     file.operator("CONV_2D", version, [source, weights, bias], y, "Conv2DOptions", **fields)
 
 
-def _transposed(file: _File, shape: LayerShape, x: int) -> None:
+def _transposed(file: File, shape: LayerShape, x: int) -> None:
     """As it is exported: in float between integer tensors, with weights that are turned in every call."""
     if shape.groups > 1 or max(shape.dilation) > 1:
         raise UsageError(
@@ -177,9 +195,16 @@ def _transposed(file: _File, shape: LayerShape, x: int) -> None:
     # The padding of a transposed convolution cuts the result; the whole of it is what takes the time.
     whole = tuple((n - 1) * s + k for n, s, k in zip(_two(shape.size, 1), stride, kernel, strict=True))
     target, bias = file.integers((1, *whole, outs)), file.floats(outs)
-    weights, real = _turned(file, (ins, outs, *kernel)), file.floating(_planes(shape.size, shape, ins))
+    if file.floating:
+        last = file.weights((outs, *kernel, ins), axis=0)
+        y = file.floating_tensor((1, *whole, outs))
+        file.graph.outputs.append(y)
+        fields = {"padding": file.schema.Padding.VALID, "strideH": stride[0], "strideW": stride[1]}
+        file.operator("TRANSPOSE_CONV", 3, [target, last, x, bias], y, "TransposeConvOptions", **fields)
+        return
+    weights, real = _turned(file, (ins, outs, *kernel)), file.floating_tensor(_planes(shape.size, shape, ins))
     file.operator("DEQUANTIZE", 5, [x], real)
-    summed = file.floating((1, *whole, outs))
+    summed = file.floating_tensor((1, *whole, outs))
     fields = {"padding": file.schema.Padding.VALID, "strideH": stride[0], "strideW": stride[1]}
     file.operator(
         "TRANSPOSE_CONV", 3, [target, weights, real, bias], summed, "TransposeConvOptions", **fields
@@ -188,23 +213,23 @@ def _transposed(file: _File, shape: LayerShape, x: int) -> None:
     file.graph.outputs.append(file.operator("QUANTIZE", 1, [summed], y))
 
 
-def _turned(file: _File, dims: tuple[int, ...]) -> int:
+def _turned(file: File, dims: tuple[int, ...]) -> int:
     """Weights `[in, out, y, x]` in int8 become float `[out, y, x, in]`; turned over twice, they stay as they are."""
     ins, outs, *kernel = dims
-    real = file.operator("DEQUANTIZE", 5, [file.weights(dims, axis=1)], file.floating(dims))
+    real = file.operator("DEQUANTIZE", 5, [file.weights(dims, axis=1)], file.floating_tensor(dims))
     over = file.operator(
-        "REVERSE_V2", 1, [real, file.integers((2, 3))], file.floating(dims), "ReverseV2Options"
+        "REVERSE_V2", 1, [real, file.integers((2, 3))], file.floating_tensor(dims), "ReverseV2Options"
     )
     last = (outs, *kernel, ins)
     moved = file.operator(
-        "TRANSPOSE", 2, [over, file.integers((1, 2, 3, 0))], file.floating(last), "TransposeOptions"
+        "TRANSPOSE", 2, [over, file.integers((1, 2, 3, 0))], file.floating_tensor(last), "TransposeOptions"
     )
     return file.operator(
-        "REVERSE_V2", 1, [moved, file.integers((1, 2))], file.floating(last), "ReverseV2Options"
+        "REVERSE_V2", 1, [moved, file.integers((1, 2))], file.floating_tensor(last), "ReverseV2Options"
     )
 
 
-def _linear(file: _File, shape: LayerShape, x: int) -> None:
+def _linear(file: File, shape: LayerShape, x: int) -> None:
     weights, bias = (
         file.weights((shape.out_channels, shape.in_channels), axis=0),
         file.bias(shape.out_channels),
@@ -229,7 +254,7 @@ def _same_pads(shape: LayerShape) -> tuple[tuple[int, int], ...]:
     return tuple((total // 2, total - total // 2) for total in totals)
 
 
-def _padded(file: _File, shape: LayerShape, x: int) -> int:
+def _padded(file: File, shape: LayerShape, x: int) -> int:
     pads = ((0, 0),) * (2 - len(shape.pads)) + shape.pads
     size = tuple(n + sum(p) for n, p in zip(_two(shape.size, 1), pads, strict=True))
     y = file.activation((1, *size, shape.in_channels), _SCALE, 0)

@@ -1,0 +1,253 @@
+"""Times single operators on a device and writes a profile with what they took.
+
+A file holds its operator several times, so that the call is a small part of it; what an empty call takes is taken off.
+Here all files take turns and the fastest turn counts, as in `edgekit.bench.layers`; over SSH the harness does that.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from edgekit.bench.layers.float_onnx import float_onnx_file
+from edgekit.bench.layers.measure import BATCH, YARDSTICK, copies_of, undisturbed
+from edgekit.bench.layers.onnx_file import onnx_file
+from edgekit.bench.layers.tflite_file import tflite_file
+from edgekit.bench.predict.chains import chain
+from edgekit.bench.predict.ops import PRECISIONS, elementwise
+from edgekit.bench.predict.probes import LINKS, Probe, op_of, probes
+from edgekit.bench.predict.rates import STREAM
+from edgekit.bench.results import ModelFile, Spec
+from edgekit.bench.runners import open_onnx, runner, tflite_runner
+from edgekit.bench.targets import Told, silent
+from edgekit.errors import UsageError
+from edgekit_devices import Calibration, Point, Profile
+
+FORMATS: Final = ("onnx", "tflite")
+# A short chain tells a call from its operators.
+FEW_LINKS: Final = 1
+TINY: Final = 64
+LEAST_MS: Final = 1e-6
+
+Times = Callable[[Mapping[str, Path], int], Mapping[str, float]]
+"""Milliseconds of one call of each file with so many threads."""
+
+
+def calibrate(
+    base: Profile,
+    *,
+    device: str = "local",
+    threads: Sequence[int] = (1,),
+    formats: Sequence[str] = FORMATS,
+    told: Told = silent,
+) -> Profile:
+    """Time operators on a device.
+
+    Args:
+        base: what else is known of it; its own calibration is replaced.
+        device: "local", or `ssh://[user@]host[:port]`.
+        threads: numbers of threads to calibrate with.
+        formats: of "onnx" and "tflite".
+        told: how far it is.
+
+    Raises:
+        UsageError: the device cannot be reached, or a runtime is not there.
+    """
+    times = local_times() if device == "local" else _remote_times(device)
+    calls = local_times(runner) if device == "local" else times
+    tables = [(f, p, n) for f in formats for p in PRECISIONS for n in threads]
+    found: list[Calibration] = []
+    for index, (format, precision, n) in enumerate(tables):
+
+        def part(share: float, at: int = index, what: str = f"{format} {precision} with {n} threads") -> None:
+            told((at + share) / len(tables), what)
+
+        found.append(_table(format, precision, n, times, calls, part))
+    sources = {**base.sources, "calibration": "measured"}
+    return replace(base, threads=max(threads), calibration=tuple(found), sources=sources)
+
+
+def _table(
+    format: str, precision: str, threads: int, times: Times, calls: Times, part: Callable[[float], None]
+) -> Calibration:
+    """Everything of one runtime, precision and number of threads; `calls` are as a user makes them."""
+    empty = Probe(elementwise("add", precision, TINY), dims=(1, 1, 1, TINY))
+    wanted = [empty, *probes(format, precision)]
+    ms: list[float] = []
+    with tempfile.TemporaryDirectory(prefix="edgekit-calibrate-") as folder:
+        short = Path(folder) / f"short.{format}"
+        short.write_bytes(chain(empty, format, FEW_LINKS))
+        few: list[float] = []
+        for start in range(0, len(wanted), BATCH):
+            part(start / len(wanted))
+            batch = {
+                f"{start + i}": _written(Path(folder) / f"{start + i}.{format}", probe)
+                for i, probe in enumerate(wanted[start : start + BATCH])
+            }
+            took = times({"short": short, **batch}, threads)
+            few.append(took["short"])
+            ms += [took[name] for name in batch]
+            for path in batch.values():
+                path.unlink()
+        whole = calls({"short": short}, threads)["short"]
+    op_ms = max((ms[0] - min(few)) / (LINKS - FEW_LINKS), LEAST_MS)
+    bound_ms, call_ms = (max(t - FEW_LINKS * op_ms, 0.0) for t in (min(few), whole))
+    points = tuple(_point(p, t, bound_ms) for p, t in zip(wanted[1:], ms[1:], strict=True))
+    return Calibration(format, precision, threads, call_ms, op_ms, points)
+
+
+def _point(probe: Probe, ms: float, call_ms: float) -> Point:
+    alone = max((ms - call_ms) / count_of(probe), LEAST_MS)
+    if probe.copies is not None:
+        kilobytes = probe.copies * probe.op.weight_bytes // 1024
+        return Point(STREAM, (1, 1, 1, kilobytes), probe.op.weight_bytes, alone)
+    return Point(probe.op.kind, probe.op.shape, probe.op.work, alone)
+
+
+def count_of(probe: Probe) -> int:
+    """How often an operator stands in its file."""
+    if probe.layer is None:
+        return LINKS
+    return probe.copies or copies_of(probe.layer)
+
+
+def content_of(probe: Probe, format: str) -> bytes:
+    """The bytes of the file that times a probe."""
+    if probe.layer is None:
+        return chain(probe, format, LINKS)
+    copies, floating = count_of(probe), probe.op.precision == "float32"
+    if format == "tflite":
+        return tflite_file(probe.layer, copies, floating=floating)
+    return (float_onnx_file if floating else onnx_file)(probe.layer, copies)
+
+
+def _written(path: Path, probe: Probe) -> Path:
+    path.write_bytes(content_of(probe, path.suffix[1:]))
+    return path
+
+
+def local_times(run: Callable[..., Callable[[], None]] | None = None) -> Times:
+    """Times files here, beside a yardstick that tells quiet moments from busy ones; how quick it can be is kept.
+
+    Args:
+        run: makes the call of a file, with `threads`; None binds results, so that nothing is copied out.
+    """
+    best: dict[tuple[str, int], float] = {}
+
+    def times(files: Mapping[str, Path], threads: int) -> Mapping[str, float]:
+        format = next(iter(files.values())).suffix[1:]
+        with tempfile.TemporaryDirectory(prefix="edgekit-yardstick-") as folder:
+            yardstick = _written(
+                Path(folder) / f"yardstick.{format}", Probe(op_of(YARDSTICK, "int8"), YARDSTICK)
+            )
+            make = run or RUNNERS[format]
+            runs = [make(path, threads=threads) for path in (yardstick, *files.values())]
+            first, *others = undisturbed(runs, best.get((format, threads)))
+        best[format, threads] = min(first, best.get((format, threads), first))
+        return dict(zip(files, others, strict=True))
+
+    return times
+
+
+def _remote_times(device: str) -> Times:
+    """Times files on another machine by its harness; the fastest round counts."""
+    from edgekit.bench.targets import ssh
+
+    def times(files: Mapping[str, Path], threads: int) -> Mapping[str, float]:
+        named = tuple(ModelFile(name, str(path)) for name, path in files.items())
+        spec = Spec(named, threads=(threads,), seconds=0.05, min_rounds=5, warmup=3, cold_starts=0)
+        result = ssh.measure(spec, device)
+        if result.errors:
+            raise UsageError(
+                f"{device}: {result.errors[0].what}",
+                expected="a runtime for every file",
+                way_out=f"Install onnxruntime and ai-edge-litert there, or name one: --format {'|'.join(FORMATS)}",
+            )
+        return {run.name: min(run.rounds_ms) for run in result.runs}
+
+    return times
+
+
+def _bound(path: Path, *, threads: int) -> Callable[[], None]:
+    """A call with its tensors bound: copying results out is not the operator's cost."""
+    import onnxruntime
+
+    session = open_onnx(path, threads=threads)
+    binding, generator = session.io_binding(), np.random.default_rng(0)
+    types: Mapping[str, Any] = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
+    for node in session.get_inputs():
+        x = generator.integers(0, 256, node.shape).astype(types[node.type])
+        binding.bind_ortvalue_input(node.name, onnxruntime.OrtValue.ortvalue_from_numpy(x))
+    for node in session.get_outputs():
+        y = onnxruntime.OrtValue.ortvalue_from_shape_and_type(node.shape, types[node.type])
+        binding.bind_ortvalue_output(node.name, y)
+    return lambda: session.run_with_iobinding(binding)
+
+
+RUNNERS: Final[Mapping[str, Callable[..., Callable[[], None]]]] = {"onnx": _bound, "tflite": tflite_runner}
+
+
+def to_toml(profile: Profile) -> str:
+    """A profile as a file that `read_profile` reads."""
+    return "\n".join(_lines(profile)) + "\n"
+
+
+def _lines(profile: Profile) -> Iterator[str]:
+    plain = ("title", "isa", "features", "cores", "preferred_format", "backend", "delegate", "threads")
+    more = (
+        "int8_saturates",
+        "wheels",
+        "l3_kb",
+        "memory_mb",
+        "bandwidth_gb_s",
+        "flash_kb",
+        "ram_kb",
+        "thermal",
+        "notes",
+    )
+    for key in (*plain, *more):
+        value = getattr(profile, key)
+        if value is not None:
+            yield f"{key} = {_toml(value)}"
+    for cluster in profile.processors:
+        yield "\n[[processors]]"
+        for key in ("core", "count", "ghz", "l1_kb", "l2_kb"):
+            if getattr(cluster, key) is not None:
+                yield f"{key} = {_toml(getattr(cluster, key))}"
+    for table in profile.calibration:
+        yield "\n[[calibration]]"
+        for key in ("format", "precision", "threads", "call_ms", "op_ms"):
+            yield f"{key} = {_toml(getattr(table, key))}"
+        yield "points = ["
+        for point in table.points:
+            yield f"    {_toml((point.kind, *point.shape, point.work, point.ms))},"
+        yield "]"
+    yield "\n[sources]"
+    for key, source in profile.sources.items():
+        yield f"{key} = {_toml(source)}"
+
+
+def _toml(value: Any) -> str:
+    """Strings of TOML are those of JSON but for DEL, which no profile has."""
+    import json
+
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, float):
+        rounded = float(f"{value:.5g}")
+        return repr(rounded)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def default_threads() -> tuple[int, ...]:
+    """1, 2, 4, … and all cores of this machine."""
+    cores = os.cpu_count() or 1
+    return tuple(sorted({cores, *(2**i for i in range(cores.bit_length()) if 2**i <= cores)}))

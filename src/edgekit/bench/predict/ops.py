@@ -1,0 +1,145 @@
+"""An operator as a roofline sees it: how much it computes, how much it moves, and what its shape is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+# Kinds whose work is counted in multiply-accumulates; that of all others in elements that are read or written.
+MACS: Final = frozenset({"conv", "depthwise", "transposed", "linear", "matmul", "recurrent"})
+KINDS: Final = (
+    *("conv", "depthwise", "transposed", "linear", "matmul", "recurrent"),
+    *(
+        "add",
+        "mul",
+        "clip",
+        "activation",
+        "gelu",
+        "pool",
+        "reduce",
+        "softmax",
+        "norm",
+        "convert",
+        "move",
+        "transpose",
+    ),
+)
+PRECISIONS: Final = ("int8", "float32")
+BYTES: Final[Mapping[str, int]] = {"int8": 1, "float32": 4}
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One operator of a file.
+
+    Attributes:
+        kind: from `KINDS`.
+        precision: that it computes in, from `PRECISIONS`.
+        work: multiply-accumulates for the kinds of `MACS`, else elements.
+        depth: input channels that one result sums over.
+        outs: output channels.
+        taps: elements of the kernel or window.
+        positions: results of each output channel.
+        weight_bytes: of constants that are read.
+        moved_bytes: of activations that are read and written.
+        name: in its file, for people.
+
+    Raises:
+        ValueError: an unknown kind or precision, or a number below its minimum.
+    """
+
+    kind: str
+    precision: str
+    work: int
+    depth: int = 1
+    outs: int = 1
+    taps: int = 1
+    positions: int = 1
+    weight_bytes: int = 0
+    moved_bytes: int = 0
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS or self.precision not in PRECISIONS:
+            raise ValueError(
+                f"{self.kind} in {self.precision}: expected one of {', '.join(KINDS)} in int8 or float32"
+            )
+        least = min(self.depth, self.outs, self.taps, self.positions)
+        if least < 1 or min(self.work, self.weight_bytes, self.moved_bytes) < 0:
+            raise ValueError(f"{self}: expected sizes of at least 1 and work of at least 0")
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """What decides how well its kernel works: depth, outs, taps, positions."""
+        return self.depth, self.outs, self.taps, self.positions
+
+
+def weighted(
+    kind: str, precision: str, shape: tuple[int, int, int, int], *, reads: int = 0, name: str = ""
+) -> Op:
+    """An operator that multiplies.
+
+    Args:
+        kind: from `MACS`.
+        precision: that it computes in.
+        shape: depth, outs, taps, positions.
+        reads: elements of the activations that it reads.
+        name: in its file.
+    """
+    depth, outs, taps, positions = (max(1, n) for n in shape)
+    weights, size = depth * outs * taps, BYTES[precision]
+    constant = 0 if kind == "matmul" else weights * size
+    return Op(
+        kind,
+        precision,
+        weights * positions,
+        depth,
+        outs,
+        taps,
+        positions,
+        constant,
+        (reads + outs * positions) * size,
+        name,
+    )
+
+
+def convolution(precision: str, weight: Shape, groups: int, result: Shape, reads: int, name: str) -> Op:
+    """A convolution, by the usual order of axes.
+
+    Args:
+        precision: that it computes in.
+        weight: `[out, in / groups, *kernel]`.
+        groups: of the channels.
+        result: `[batch, out, *size]`.
+        reads: elements of the input.
+        name: in its file.
+    """
+    outs, depth = weight[0], weight[1]
+    kind = "depthwise" if depth == 1 and groups > 1 else "conv"
+    positions = math.prod((result[0], *result[2:]))
+    return weighted(kind, precision, (depth, outs, math.prod(weight[2:]), positions), reads=reads, name=name)
+
+
+def elementwise(kind: str, precision: str, elements: int, *, taps: int = 1, name: str = "") -> Op:
+    """An operator that does a little for each element.
+
+    Args:
+        kind: none of `MACS`.
+        precision: that it computes in.
+        elements: of its result, or of its input where that is larger.
+        taps: elements of the window of a pool.
+        name: in its file.
+    """
+    moved = 2 * elements * BYTES[precision]
+    return Op(
+        kind, precision, elements * taps, taps=taps, positions=max(1, elements), moved_bytes=moved, name=name
+    )
+
+
+def total(ops: Sequence[Op], of: Callable[[Op], int]) -> int:
+    """Sum of a number over operators."""
+    return sum(of(op) for op in ops)

@@ -1,0 +1,226 @@
+"""Operators that a calibration times: shapes spread over what networks have, and of no network in particular."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from edgekit.bench.layers import LayerShape
+from edgekit.bench.layers.onnx_file import as_exported
+from edgekit.bench.predict.ops import Op, elementwise, weighted
+
+# Input and output channels of 1×1 convolutions, of square and of widening and narrowing ones.
+POINTWISE: Final = (
+    *((8, 8), (16, 16), (16, 64), (64, 16), (32, 32), (32, 128), (128, 32), (64, 64), (64, 256), (256, 64)),
+    *((128, 128), (128, 512), (512, 128), (256, 256), (256, 1024), (1024, 256), (512, 512), (1024, 1024)),
+    *((24, 72), (72, 24), (88, 40), (58, 58), (116, 116), (232, 232), (48, 120), (576, 96)),
+    *((24, 144), (144, 24), (96, 40), (40, 240), (240, 80), (480, 112)),
+)
+SQUARE: Final = (
+    *(
+        (8, 8),
+        (16, 16),
+        (16, 32),
+        (32, 32),
+        (32, 64),
+        (64, 64),
+        (64, 128),
+        (128, 128),
+        (128, 256),
+        (256, 256),
+    ),
+    (512, 512),
+)
+# Channels of depthwise convolutions by the size of their kernel.
+DEPTHWISE: Final = {
+    1: (16, 64, 240),
+    3: (8, 16, 24, 58, 72, 116, 32, 64, 96, 144, 240, 480, 960),
+    5: (40, 72, 144, 240, 480),
+    7: (48, 96, 192, 384),
+}
+# Channels in and out, kernel, stride, padding, side.
+STRIDED: Final = (
+    *((3, 16, 3, 2, 1, 224), (3, 32, 3, 2, 1, 96), (1, 16, 3, 1, 1, 32), (3, 16, 3, 1, 1, 32)),
+    *((3, 64, 7, 2, 3, 224), (3, 96, 4, 4, 0, 224), (3, 192, 16, 16, 0, 224), (96, 192, 2, 2, 0, 56)),
+    *((32, 64, 3, 2, 1, 56), (64, 128, 3, 2, 1, 56), (16, 32, 5, 1, 2, 28), (64, 64, 5, 1, 2, 14)),
+)
+# Rows, inputs and outputs of linear layers.
+LINEAR: Final = (
+    *(
+        (1, 32, 32),
+        (1, 64, 10),
+        (1, 256, 256),
+        (1, 512, 512),
+        (1, 1024, 1024),
+        (1, 1280, 1000),
+        (1, 4096, 1024),
+    ),
+    *((16, 32, 64), (16, 128, 128), (49, 384, 384), (197, 192, 192), (197, 192, 576), (197, 192, 768)),
+    *((197, 768, 192), (196, 256, 1024), (3136, 96, 384), (3136, 384, 96), (784, 192, 768), (49, 768, 3072)),
+)
+SIDES: Final = (112, 56, 28, 14, 7, 4)
+LEAST_MACS, MOST_MACS = 30_000, 60_000_000
+MOST_ELEMENTS: Final = 800_000
+
+ELEMENTS: Final = (512, 8_192, 65_536, 262_144)
+SMALL: Final = (
+    "add",
+    "mul",
+    "clip",
+    "activation",
+    "gelu",
+    "pool",
+    "reduce",
+    "softmax",
+    "norm",
+    "convert",
+    "move",
+    "transpose",
+)
+# Heads, rows and width of products of activations.
+PRODUCTS: Final = ((2, 16, 16), (3, 64, 64), (4, 128, 128), (3, 197, 197))
+POOL_TAPS: Final = 9
+# Operators without weights that follow one another in a file.
+LINKS: Final = 9
+# Linear layers of one row whose weights have so many bytes together: from when on they come from main memory.
+STREAM_WIDTH: Final = 1024
+STREAMED: Final = tuple(mb * 2**20 for mb in (4, 16, 64, 160))
+# Length of what softmax and norm go over.
+ROW: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """An operator to time.
+
+    Attributes:
+        op: as a file with it would be read.
+        layer: its shape, where it has weights.
+        dims: `[1, side, side, channels]`, `[rows, row]` or `[heads, rows, width]`, where it has none.
+        copies: of a layer whose weights are to fill memory; None leaves their number to its work.
+    """
+
+    op: Op
+    layer: LayerShape | None = None
+    dims: tuple[int, ...] = ()
+    copies: int | None = None
+
+
+def probes(format: str, precision: str) -> tuple[Probe, ...]:
+    """What is timed in one runtime with one precision.
+
+    Args:
+        format: "onnx" or "tflite"; they stand for one another with other operators.
+        precision: "int8" or "float32".
+    """
+    found = [_of_layer(shape, format, precision) for shape in layers()]
+    if precision == "float32":
+        # In integers neither runtime has them.
+        found += [_of_layer(shape, format, precision) for shape in upward()]
+    found += [_streamed(precision, total) for total in STREAMED]
+    for kind in SMALL:
+        # Neither runtime has it in integers, and LiteRT not as one operator.
+        if kind == "norm" and (precision == "int8" or format == "tflite"):
+            continue
+        if kind == "gelu" and precision == "int8":
+            continue
+        if kind == "convert" and precision == "float32":
+            continue
+        # In LiteRT it is part of what it follows; ONNX Runtime has fast pools behind a convolution only.
+        if (kind, format) == ("clip", "tflite") or (kind, format, precision) == ("pool", "onnx", "int8"):
+            continue
+        found += [_small(kind, precision, elements) for elements in ELEMENTS]
+    if precision == "float32":
+        for heads, rows, width in PRODUCTS:
+            shape = (width, width, 1, heads * rows)
+            found.append(Probe(weighted("matmul", precision, shape), dims=(heads, rows, width)))
+    return tuple(found)
+
+
+def layers() -> tuple[LayerShape, ...]:
+    """Shapes of all layers with weights, without doubles."""
+    found: list[LayerShape] = []
+    for ins, outs in POINTWISE:
+        found += _sized([square(ins, outs, 1, side) for side in SIDES], 3)
+    for ins, outs in SQUARE:
+        found += _sized([square(ins, outs, 3, side) for side in SIDES], 3)
+    for kernel, widths in DEPTHWISE.items():
+        for n in widths:
+            found += _sized([square(n, n, kernel, side, groups=n) for side in SIDES], 3)
+    for n in (32, 96, 240, 480):
+        found += _sized([square(n, n, 3, side, groups=n, stride=2) for side in SIDES], 1)
+    for ins, outs, kernel, stride, padding, side in STRIDED:
+        pair = (kernel,) * 2, (stride,) * 2, (1, 1), (padding,) * 2
+        found.append(LayerShape("conv2d", ins, outs, *pair, 1, (side, side)))
+    found += [LayerShape("linear", ins, outs, size=(rows,)) for rows, ins, outs in LINEAR]
+    return tuple(dict.fromkeys(found))
+
+
+def upward() -> tuple[LayerShape, ...]:
+    """Shapes of transposed convolutions."""
+    rows = (
+        (16, 8, 2, 48),
+        (32, 16, 2, 24),
+        (64, 32, 2, 12),
+        (128, 64, 2, 28),
+        (256, 128, 2, 14),
+        (64, 64, 4, 14),
+    )
+    twice = ((2, 2), (1, 1), (0, 0))
+    return tuple(
+        LayerShape("conv_transpose2d", ins, outs, (kernel,) * 2, *twice, 1, (side, side))
+        for ins, outs, kernel, side in rows
+    )
+
+
+def square(ins: int, outs: int, kernel: int, side: int, *, groups: int = 1, stride: int = 1) -> LayerShape:
+    """A convolution over a square that keeps its size, or has it by the stride."""
+    return LayerShape(
+        "conv2d", ins, outs, (kernel,) * 2, (stride,) * 2, (1, 1), (kernel // 2,) * 2, groups, (side, side)
+    )
+
+
+def op_of(shape: LayerShape, precision: str) -> Op:
+    """A layer as the readers of files see it."""
+    rows = shape.op == "linear"
+    kind = (
+        "linear" if rows else "depthwise" if shape.depthwise else "transposed" if shape.transposed else "conv"
+    )
+    depth, taps = shape.in_channels // shape.groups, math.prod(shape.kernel)
+    positions = math.prod(shape.size if shape.transposed else shape.output_size)
+    reads = shape.in_channels * math.prod(shape.size)
+    return weighted(kind, precision, (depth, shape.out_channels, taps, positions), reads=reads)
+
+
+def _of_layer(shape: LayerShape, format: str, precision: str) -> Probe:
+    exported = as_exported(shape) if format == "onnx" else shape
+    return Probe(op_of(exported, precision), layer=shape)
+
+
+def _streamed(precision: str, total: int) -> Probe:
+    shape = LayerShape("linear", STREAM_WIDTH, STREAM_WIDTH, size=(1,))
+    op = op_of(shape, precision)
+    return Probe(op, layer=shape, copies=total // op.weight_bytes)
+
+
+def _small(kind: str, precision: str, elements: int) -> Probe:
+    if kind in ("softmax", "norm"):
+        return Probe(elementwise(kind, precision, elements), dims=(elements // ROW, ROW))
+    side = math.isqrt(elements // 32)
+    taps = POOL_TAPS if kind == "pool" else 1
+    # Two tensors are joined to one.
+    whole = 32 * side * side * (2 if kind == "move" else 1)
+    op = elementwise(kind, precision, whole, taps=taps)
+    return Probe(op, dims=(1, side, side, 32))
+
+
+def _sized(shapes: Iterable[LayerShape], n: int) -> Sequence[LayerShape]:
+    """The largest that is not too large, and smaller ones in steps of two."""
+    fitting = [s for s in shapes if LEAST_MACS <= s.macs <= MOST_MACS and _elements(s) <= MOST_ELEMENTS]
+    return fitting[: 2 * n : 2]
+
+
+def _elements(shape: LayerShape) -> int:
+    return max(shape.in_channels, shape.out_channels) * math.prod(shape.size)

@@ -1,0 +1,193 @@
+"""Operators of a `.tflite` file, read from its bytes; nothing is run."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, Final
+
+from edgekit.bench.predict.ops import Op, Shape, convolution, elementwise, weighted
+from edgekit.errors import UsageError
+
+FREE: Final = frozenset({"RESHAPE", "SQUEEZE", "EXPAND_DIMS", "SHAPE", "CAST", "FILL", "RANGE"})
+ELEMENTWISE: Final = {
+    **dict.fromkeys(("SOFTMAX", "LOG_SOFTMAX"), "softmax"),
+    **dict.fromkeys(("L2_NORMALIZATION", "LOCAL_RESPONSE_NORMALIZATION"), "norm"),
+    **dict.fromkeys(
+        ("LOGISTIC", "TANH", "HARD_SWISH", "EXP", "LOG", "ELU", "POW", "SQRT", "RSQRT", "DIV"),
+        "activation",
+    ),
+    **dict.fromkeys(
+        ("CONCATENATION", "SLICE", "STRIDED_SLICE", "SPLIT", "SPLIT_V", "PAD", "PADV2", "PACK"),
+        "move",
+    ),
+    **dict.fromkeys(("UNPACK", "GATHER", "GATHER_ND", "TILE", "BROADCAST_TO", "REVERSE_V2"), "move"),
+    **dict.fromkeys(
+        ("DEPTH_TO_SPACE", "SPACE_TO_DEPTH", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"), "move"
+    ),
+    **dict.fromkeys(("RELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "LEAKY_RELU", "PRELU", "ABS"), "clip"),
+    **dict.fromkeys(("MINIMUM", "MAXIMUM", "NEG"), "clip"),
+    **dict.fromkeys(("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN"), "reduce"),
+    **dict.fromkeys(("MUL", "SQUARED_DIFFERENCE", "SQUARE"), "mul"),
+    **dict.fromkeys(("QUANTIZE", "DEQUANTIZE"), "convert"),
+    "TRANSPOSE": "transpose",
+    "GELU": "gelu",
+}
+POOLS: Final = frozenset({"AVERAGE_POOL_2D", "MAX_POOL_2D", "L2_POOL_2D"})
+FOLDED: Final = FREE | {"DEQUANTIZE", "QUANTIZE"}
+INTEGERS: Final = frozenset({"INT8", "UINT8", "INT16"})
+
+
+def read(path: Path) -> tuple[Op, ...]:
+    """Operators of the first subgraph of a file, in its order.
+
+    Raises:
+        UsageError: it is no TFLite file, or the schema of such files is not installed.
+    """
+    try:
+        schema: Any = importlib.import_module("ai_edge_litert.schema_py_generated")
+    except ImportError as error:
+        raise UsageError(
+            f"{path}: TFLite files cannot be read ({error})",
+            expected="ai-edge-litert",
+            way_out="pip install 'edgekit[tflite]'",
+        ) from error
+    try:
+        content = path.read_bytes()
+        if content[4:8] != b"TFL3":
+            raise ValueError(f"begins with {content[:8]!r}")  # noqa: TRY301 - told like all that is wrong with a file
+        model = schema.ModelT.InitFromPackedBuf(content, 0)
+        return tuple(_Graph(model, schema).ops())
+    except UsageError:
+        raise
+    except Exception as error:  # a damaged flatbuffer raises whatever it meets
+        raise UsageError(
+            f"{path}: {error}", expected="a TFLite file", way_out="Write the file again, or give another."
+        ) from error
+
+
+class _Graph:
+    """A subgraph with the names of its codes and types."""
+
+    def __init__(self, model: Any, schema: Any) -> None:
+        self.model, self.graph = model, model.subgraphs[0]
+        self.codes: dict[int, str] = {
+            v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)
+        }
+        self.types: dict[int, str] = {v: k for k, v in vars(schema.TensorType).items() if isinstance(v, int)}
+        self.constants = {i for i, t in enumerate(self.graph.tensors) if self._has_content(t)}
+        self.users: dict[int, list[str]] = defaultdict(list)
+        for operator in self.graph.operators:
+            for tensor in operator.inputs:
+                self.users[int(tensor)].append(self._code(operator))
+        self.tables: set[int] = set()
+
+    def _code(self, operator: Any) -> str:
+        code = self.model.operatorCodes[operator.opcodeIndex]
+        return self.codes.get(max(code.builtinCode, code.deprecatedBuiltinCode), "CUSTOM")
+
+    def _has_content(self, tensor: Any) -> bool:
+        data = self.model.buffers[tensor.buffer].data
+        return data is not None and len(data) > 0
+
+    def ops(self) -> list[Op]:
+        found: list[Op] = []
+        for operator in self.graph.operators:
+            name = self._code(operator)
+            ins = [int(i) for i in operator.inputs if i >= 0]
+            outs = [int(i) for i in operator.outputs]
+            # Turned weights are turned anew in every call; the interpreter folds nothing but conversions.
+            if name in FOLDED and all(i in self.constants for i in ins):
+                self.constants.update(outs)
+            elif name not in FREE and outs and not self._fused(name, ins, outs):
+                found.append(self._op(name, operator, ins, outs))
+        return found
+
+    def _fused(self, name: str, ins: list[int], outs: list[int]) -> bool:
+        """XNNPACK pads inside of the convolution that reads, and takes integer tables one after the other as one."""
+        if name in ("PAD", "PADV2"):
+            return self.users[outs[0]] in (["CONV_2D"], ["DEPTHWISE_CONV_2D"])
+        if not self._is_table(name, ins, outs):
+            return False
+        self.tables.add(outs[0])
+        return ins[0] in self.tables and len(self.users[ins[0]]) == 1
+
+    def _is_table(self, name: str, ins: list[int], outs: list[int]) -> bool:
+        """An integer operator on one tensor, or on one and a single constant: 256 values to look up."""
+        if self._type(outs[0]) not in INTEGERS or self._type(ins[0]) not in INTEGERS:
+            return False
+        if ELEMENTWISE.get(name) in ("activation", "clip", "gelu") and len(ins) == 1:
+            return True
+        single = len(ins) == 2 and ins[1] in self.constants and math.prod(self._shape(ins[1])) == 1
+        return single and name in ("ADD", "MUL", "SUB")
+
+    def _op(self, name: str, operator: Any, ins: list[int], outs: list[int]) -> Op:
+        result, label = self._shape(outs[0]), f"{name} {self._name(outs[0])}"
+        precision = self._precision(name, ins, outs)
+        reads = sum(math.prod(self._shape(i)) for i in ins if i not in self.constants)
+        if name in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+            return self._convolution(name, precision, ins, result, reads, label)
+        if name == "TRANSPOSE_CONV":
+            weight, source = self._shape(ins[1]), self._shape(ins[2])
+            shape = (source[-1], weight[0], math.prod(weight[1:3]), math.prod(source[:-1]))
+            return weighted("transposed", precision, shape, reads=reads, name=label)
+        if name in ("FULLY_CONNECTED", "BATCH_MATMUL"):
+            return self._product(name, operator, precision, ins, result, reads, label)
+        if "LSTM" in name or "RNN" in name:
+            source = self._shape(ins[0])
+            shape = (source[-1] + result[-1], 4 * result[-1], 1, math.prod(source[:-1]))
+            return weighted("recurrent", precision, shape, reads=reads, name=label)
+        if name in POOLS:
+            options = operator.builtinOptions
+            taps = options.filterHeight * options.filterWidth
+            return elementwise("pool", precision, math.prod(result), taps=taps, name=label)
+        most = max((math.prod(self._shape(i)) for i in ins if i not in self.constants), default=0)
+        kind = "activation" if self._is_table(name, ins, outs) else ELEMENTWISE.get(name, "add")
+        return elementwise(kind, precision, max(most, math.prod(result)), name=label)
+
+    def _convolution(
+        self, name: str, precision: str, ins: list[int], result: Shape, reads: int, label: str
+    ) -> Op:
+        weight, source = self._shape(ins[1]), self._shape(ins[0])
+        channels_first = (result[0], result[3], *result[1:3])
+        # Of a single channel it is an ordinary convolution, and is computed as one.
+        if name == "DEPTHWISE_CONV_2D" and source[3] > 1:
+            filters = (weight[3], 1, *weight[1:3])
+            return convolution(precision, filters, max(2, source[3]), channels_first, reads, label)
+        if name == "DEPTHWISE_CONV_2D":
+            return convolution(precision, (weight[3], 1, *weight[1:3]), 1, channels_first, reads, label)
+        filters = (weight[0], weight[3], *weight[1:3])
+        return convolution(precision, filters, source[3] // weight[3], channels_first, reads, label)
+
+    def _product(
+        self, name: str, operator: Any, precision: str, ins: list[int], result: Shape, reads: int, label: str
+    ) -> Op:
+        left, right = self._shape(ins[0]), self._shape(ins[1])
+        depth = right[-1] if name == "FULLY_CONNECTED" else left[-1]
+        if name == "BATCH_MATMUL" and operator.builtinOptions.adjX:
+            depth = left[-2]
+        outs = result[-1] if result else 1
+        kind = "linear" if ins[1] in self.constants else "matmul"
+        return weighted(kind, precision, (depth, outs, 1, math.prod(result) // outs), reads=reads, name=label)
+
+    def _precision(self, name: str, ins: list[int], outs: list[int]) -> str:
+        """Of the result; integer weights between float ends are multiplied in integers, too."""
+        if name in ("QUANTIZE", "DEQUANTIZE"):
+            return "int8"
+        types = {self._type(outs[0])}
+        if name in ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D"):
+            types.add(self._type(ins[1]))
+        return "int8" if types & INTEGERS else "float32"
+
+    def _shape(self, tensor: int) -> Shape:
+        shape = self.graph.tensors[tensor].shape
+        return tuple(max(1, int(n)) for n in (shape if shape is not None else ()))
+
+    def _type(self, tensor: int) -> str:
+        return self.types.get(self.graph.tensors[tensor].type, "")
+
+    def _name(self, tensor: int) -> str:
+        name = self.graph.tensors[tensor].name
+        return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name or "")
