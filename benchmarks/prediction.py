@@ -142,6 +142,7 @@ def write_evidence(rows: Sequence[Sequence[Any]]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, compare, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--threads", type=int, nargs="+", default=list(THREADS))
     parser.add_argument("--network", nargs="+", default=[network.name for network in NETWORKS])

@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+from edgekit.drawing.charts import Column, bar, columns, nice_ceiling
 from edgekit.report import LayerResult, render_html
-from edgekit.report.charts import Column, bar, columns, nice_ceiling
 from support import sample_report
 
 VOID = {"meta", "br", "wbr", "link", "img"}

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from tests.support.sample_report import accepted
 
+from edgekit.drawing.charts import LINE_HEIGHT, LINE_WIDTH, line
 from edgekit.report import PruningResult, render_html
-from edgekit.report.charts import LINE_HEIGHT, LINE_WIDTH, line
 from edgekit.report.pruning import view
 
 ROWS = (

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from tests.support.sample_report import accepted
 
+from edgekit.drawing.charts import Point, scatter
 from edgekit.recipe import Budget
 from edgekit.report import render_html
-from edgekit.report.charts import Point, scatter
 from edgekit.report.trials import view
 from edgekit.search import Calibration, Measured, Outcome, Setting, Trial, trial_table
 

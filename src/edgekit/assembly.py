@@ -18,6 +18,7 @@ from edgekit.bundle import (
     write_manifest,
     write_report,
 )
+from edgekit.drawing.numbers import milliseconds
 from edgekit.evaluate import Metric
 from edgekit.inputs import Inputs
 from edgekit.judge import Judged, census
@@ -33,7 +34,6 @@ from edgekit.report import (
     build_report,
     render_html,
 )
-from edgekit.report.numbers import milliseconds
 from edgekit.stages.quantize.rungs import DYNAMIC, ISLANDS, STATIC, WEIGHTS
 from edgekit.trials import Found
 from edgekit.versions import versions

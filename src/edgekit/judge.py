@@ -23,11 +23,11 @@ from edgekit.bench import (
     tflite_ops,
 )
 from edgekit.bench.predict import Prediction, can_predict, predict
+from edgekit.drawing import numbers
 from edgekit.errors import UsageError
 from edgekit.evaluate import Agreement, Metric, SignalToNoise
 from edgekit.inputs import Inputs, tensors
 from edgekit.recipe import SLOWER, Budget
-from edgekit.report import numbers
 from edgekit.stages.quantize.rungs import Variant
 from edgekit_converters.parity import Bound, Proof, measure, output_steps, run_reference, tie_bound
 from edgekit_converters.predict import Array, Predict, SavedModel, open_saved

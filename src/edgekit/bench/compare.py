@@ -10,7 +10,7 @@ import numpy as np
 
 from edgekit.bench.results import EMULATED, Noise, Result, Run
 from edgekit.bench.timing import Ratio, ratio
-from edgekit.report.numbers import times
+from edgekit.drawing.numbers import times
 
 FASTER, SLOWER, SAME = "faster", "slower", "no difference"
 # A difference below this is not worth a verdict: where the code of a file lands in memory makes as much.

@@ -13,7 +13,7 @@ from edgekit.bench.compare import Comparison
 from edgekit.bench.plots import thinned, timeline
 from edgekit.bench.results import EMULATED, MEASURED, PREDICTED, Result, Run, Sustained
 from edgekit.bench.table import compared_as, label, machine_line, megabytes, notes, rate
-from edgekit.report import charts, numbers
+from edgekit.drawing import charts, numbers
 
 __all__ = ["render_page"]
 
@@ -40,7 +40,7 @@ def render_page(
     environment.filters.update(ms=numbers.milliseconds, mb=megabytes, rate=rate)
     environment.globals.update(bar=charts.bar)
     template = environment.from_string((resources.files("edgekit.bench") / "page.html").read_text("utf-8"))
-    style = (resources.files("edgekit.report") / "style.css").read_text("utf-8")
+    style = (resources.files("edgekit.drawing") / "style.css").read_text("utf-8")
     devices = [_device(*each) for each in zip(results, comparisons, warnings, strict=True)]
     files = list(dict.fromkeys(run.title for result in results for run in result.runs))
     return template.render(style=Markup(style), devices=devices, files=files) + "\n"  # noqa: S704 - our own file

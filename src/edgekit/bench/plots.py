@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from markupsafe import Markup, escape
 
-from edgekit.report.charts import nice_ceiling
+from edgekit.drawing.charts import nice_ceiling
 
 HEIGHT = 150
 # A line of more points is drawn by as many medians.

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from edgekit.bench.compare import Comparison, slowing
 from edgekit.bench.results import EMULATED, PREDICTED, Result, Run
-from edgekit.report import numbers
+from edgekit.drawing import numbers
 
 NAME_WIDTH = 24
 ESTIMATE = "an estimate, not a measurement"

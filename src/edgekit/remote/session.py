@@ -278,6 +278,7 @@ class _Talk:
                 pipe.write(b".")
                 pipe.flush()
         except BrokenPipeError:
+            # The other end is gone; what it said, and its status, tell why.
             pass
         except Exception as error:  # noqa: BLE001 - raised where the job was asked for
             self.failed = error

@@ -86,6 +86,7 @@ def main() -> None:
         status, out = attend(child, head["silence_s"])
         event = {"ended": status, "out": out.decode("utf-8", "replace")}
     except (Cut, BrokenPipeError):
+        # Nobody listens any more: what is left to do is below.
         pass
     except Refused as refused:
         event = refused.event

@@ -9,8 +9,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from edgekit.report import charts, numbers, pruning, trials
-from edgekit.report.charts import Bar, Column
+from edgekit.drawing import charts, numbers
+from edgekit.drawing.charts import Bar, Column
+from edgekit.report import pruning, trials
 
 __all__ = ["render_html"]
 
@@ -47,9 +48,10 @@ def render_html(report: Mapping[str, Any]) -> str:
         dotted=_dotted,
     )
     environment.globals.update(bar=charts.bar)
-    folder = resources.files("edgekit.report")
-    template = environment.from_string((folder / "template.html").read_text("utf-8"))
-    style = Markup((folder / "style.css").read_text("utf-8"))  # noqa: S704 - our own file
+    template = environment.from_string(
+        (resources.files("edgekit.report") / "template.html").read_text("utf-8")
+    )
+    style = Markup((resources.files("edgekit.drawing") / "style.css").read_text("utf-8"))  # noqa: S704 - our own file
     return template.render(style=style, **_view(report)) + "\n"
 
 

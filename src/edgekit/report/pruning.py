@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from edgekit.report import charts
+from edgekit.drawing import charts
 
 __all__ = ["view"]
 

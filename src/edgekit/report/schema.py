@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.bench import LatencyStats
 from edgekit.bench.predict import Prediction
+from edgekit.drawing import numbers
 from edgekit.errors import LoweringError
 from edgekit.recipe import SLOWER, Budget
-from edgekit.report import numbers
 
 if TYPE_CHECKING:
     # It takes torch, and whoever prints a number or serves a page does not.

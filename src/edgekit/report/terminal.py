@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from edgekit.report import numbers
+from edgekit.drawing import numbers
 
 __all__ = ["summary"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from edgekit.report import charts, numbers
-from edgekit.report.charts import Point
+from edgekit.drawing import charts, numbers
+from edgekit.drawing.charts import Point
 
 __all__ = ["described", "view"]
 

@@ -7,25 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-# Kinds whose work is counted in multiply-accumulates; that of all others in elements that are read or written.
-MACS: Final = frozenset({"conv", "depthwise", "transposed", "linear", "matmul", "recurrent"})
-KINDS: Final = (
-    *("conv", "depthwise", "transposed", "linear", "matmul", "recurrent"),
-    *(
-        "add",
-        "mul",
-        "clip",
-        "activation",
-        "gelu",
-        "pool",
-        "reduce",
-        "softmax",
-        "norm",
-        "convert",
-        "move",
-        "transpose",
-    ),
+# Kinds whose work is counted in multiply-accumulates, and those of which it is elements that are read or written.
+COMPUTING: Final = ("conv", "depthwise", "transposed", "linear", "matmul", "recurrent")
+MOVING: Final = (
+    *("add", "mul", "clip", "activation", "gelu", "pool"),
+    *("reduce", "softmax", "norm", "convert", "move", "transpose"),
 )
+MACS: Final = frozenset(COMPUTING)
+KINDS: Final = (*COMPUTING, *MOVING)
 PRECISIONS: Final = ("int8", "float32")
 BYTES: Final[Mapping[str, int]] = {"int8": 1, "float32": 4}
 

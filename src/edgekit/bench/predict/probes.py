@@ -9,7 +9,7 @@ from typing import Final
 
 from edgekit.bench.layers import LayerShape
 from edgekit.bench.layers.onnx_file import as_exported
-from edgekit.bench.predict.ops import Op, elementwise, weighted
+from edgekit.bench.predict.ops import MOVING, Op, elementwise, weighted
 
 # Input and output channels of 1×1 convolutions, of square and of widening and narrowing ones.
 POINTWISE: Final = (
@@ -65,20 +65,6 @@ LEAST_MACS, MOST_MACS = 30_000, 60_000_000
 MOST_ELEMENTS: Final = 800_000
 
 ELEMENTS: Final = (512, 8_192, 65_536, 262_144)
-SMALL: Final = (
-    "add",
-    "mul",
-    "clip",
-    "activation",
-    "gelu",
-    "pool",
-    "reduce",
-    "softmax",
-    "norm",
-    "convert",
-    "move",
-    "transpose",
-)
 # Heads, rows and width of products of activations.
 PRODUCTS: Final = ((2, 16, 16), (3, 64, 64), (4, 128, 128), (3, 197, 197))
 POOL_TAPS: Final = 9
@@ -120,7 +106,7 @@ def probes(format: str, precision: str) -> tuple[Probe, ...]:
         # In integers neither runtime has them.
         found += [_of_layer(shape, format, precision) for shape in upward()]
     found += [_streamed(precision, total) for total in STREAMED]
-    for kind in SMALL:
+    for kind in MOVING:
         # Neither runtime has it in integers, and LiteRT not as one operator.
         if kind == "norm" and (precision == "int8" or format == "tflite"):
             continue

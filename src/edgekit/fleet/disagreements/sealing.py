@@ -129,6 +129,7 @@ def make(folder: Path) -> Seal:
         finally:
             new.unlink(missing_ok=True)
     except FileExistsError:
+        # Another process was first, and its key is the one.
         pass
     except OSError as error:
         raise _unusable(path, error.strerror or str(error), "a folder that can be written") from error

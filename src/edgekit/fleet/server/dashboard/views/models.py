@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from edgekit.drawing import numbers
 from edgekit.fleet.releases import registry
 from edgekit.fleet.server.dashboard import words
 from edgekit.fleet.server.dashboard.views.common import SHORT, Fact, Tag, When, tag_of
-from edgekit.report import numbers
 
 FORMATS: Final[Mapping[str, str]] = {"onnx": "ONNX", "tflite": "TFLite", "coreml": "Core ML"}
 LINEAGE: Final[Mapping[str, str]] = {

@@ -1,0 +1,1 @@
+"""How people see figures: numbers in words, charts as SVG, and one style sheet for every page."""
