@@ -1,4 +1,7 @@
 """Measurements of edgekit on real networks and real data, beside its peers."""
 
-# Before torch is imported: it decides how threads wait for one another.
-import edgekit as edgekit
+from contextlib import suppress
+
+with suppress(ModuleNotFoundError):
+    # Before torch is imported: it decides how threads wait for one another. Environments of peers are without it.
+    import edgekit as edgekit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,12 +72,97 @@ def open_tflite(path: Path) -> Engine:
     return Engine(predict, prepare)
 
 
-OPENERS: dict[str, Callable[[Path], Engine]] = {".onnx": open_onnx, ".tflite": open_tflite}
+def open_openvino(path: Path) -> Engine:
+    """A model of OpenVINO on its CPU plugin, told to answer soon rather than many at once."""
+    import openvino
+
+    settings = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+    request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
+
+    def predict(sample: Array) -> Array:
+        request.infer({0: sample})
+        return np.array(request.get_output_tensor(0).data, np.float32)
+
+    def prepare(sample: Array) -> Callable[[], object]:
+        request.set_input_tensor(0, openvino.Tensor(np.ascontiguousarray(sample)))
+        return request.infer  # type: ignore[no-any-return]
+
+    return Engine(predict, prepare)
+
+
+def open_ncnn(path: Path) -> Engine:
+    """A network of ncnn, with the names that pnnx gives to its ends."""
+    import ncnn
+
+    network = ncnn.Net()
+    network.opt.num_threads = 1
+    if network.load_param(str(path)) or network.load_model(str(path.with_suffix(".bin"))):
+        raise ValueError(f"{path}: ncnn does not read it")
+    (source, *_), (target, *_) = network.input_names(), network.output_names()
+
+    def call(given: Any) -> Any:
+        extractor = network.create_extractor()
+        extractor.input(source, given)
+        return extractor.extract(target)[1]
+
+    def predict(sample: Array) -> Array:
+        # A batch of one has no axis there.
+        return np.array(call(ncnn.Mat(np.ascontiguousarray(sample[0]))), np.float32)[None]
+
+    def prepare(sample: Array) -> Callable[[], object]:
+        given = ncnn.Mat(np.ascontiguousarray(sample[0])).clone()
+        return lambda: call(given)
+
+    return Engine(predict, prepare)
+
+
+def open_mnn(path: Path) -> Engine:
+    """A network of MNN on its CPU backend."""
+    import MNN
+
+    interpreter = MNN.Interpreter(str(path))
+    session = interpreter.createSession({"numThread": 1, "backend": "CPU"})
+    source, target = interpreter.getSessionInput(session), interpreter.getSessionOutput(session)
+
+    def place(sample: Array) -> None:
+        plain = np.ascontiguousarray(sample, np.float32)
+        source.copyFrom(MNN.Tensor(plain.shape, MNN.Halide_Type_Float, plain, MNN.Tensor_DimensionType_Caffe))
+
+    def predict(sample: Array) -> Array:
+        place(sample)
+        interpreter.runSession(session)
+        shape = target.getShape()
+        found = MNN.Tensor(
+            shape, MNN.Halide_Type_Float, np.zeros(shape, np.float32), MNN.Tensor_DimensionType_Caffe
+        )
+        target.copyToHostTensor(found)
+        return np.array(found.getNumpyData(), np.float32).reshape(shape)
+
+    def prepare(sample: Array) -> Callable[[], object]:
+        place(sample)
+        return lambda: interpreter.runSession(session)
+
+    return Engine(predict, prepare)
+
+
+# Ending of a file to the module of its runtime and what opens it.
+OPENERS: dict[str, tuple[str, Callable[[Path], Engine]]] = {
+    ".onnx": ("onnxruntime", open_onnx),
+    ".tflite": ("ai_edge_litert.interpreter", open_tflite),
+    ".xml": ("openvino", open_openvino),
+    ".param": ("ncnn", open_ncnn),
+    ".mnn": ("MNN", open_mnn),
+}
+
+
+def import_runtime(path: Path) -> None:
+    """Import what opens a file, so that its memory is not counted as the file's."""
+    importlib.import_module(OPENERS[path.suffix][0])
 
 
 def open_file(path: Path) -> Engine:
     """The engine for a file, told by its ending."""
-    return OPENERS[path.suffix](path)
+    return OPENERS[path.suffix][1](path)
 
 
 def predict_all(engine: Engine, samples: Array) -> Array:

@@ -92,7 +92,9 @@ def test_every_kind_of_probe_runs_and_is_read_as_itself(format: str, precision: 
         path.write_bytes(content_of(probe, format))
         runner(path)()
         counted = (onnx_ops if format == "onnx" else tflite_ops)(path)
-        assert not (counted.floating if precision == "int8" else counted.int8), kind
+        if (kind, precision) != ("transposed", "int8"):
+            # Which LiteRT computes in float in INT8 files, too, but not as in float ones.
+            assert not (counted.floating if precision == "int8" else counted.int8), kind
         found = [op for op in read_ops(path) if op.kind == kind]
         assert found, kind
         assert {op.precision for op in found} == {precision}

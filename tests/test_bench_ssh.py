@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from edgekit.bench.predict import calibrate
 from edgekit.bench.results import EMULATED, MEASURED, ModelFile, Result, Spec
 from edgekit.bench.targets import emulated, silent, ssh
 from edgekit.bench.targets.parcels import pack
 from edgekit.errors import UsageError
 from edgekit.remote import hosts
+from edgekit_devices import load_profile
 from support.colours import colours, write_bundle
 from support.sshd import Sshd, sshd, write_script
 
@@ -91,7 +94,60 @@ def test_what_cannot_be_measured_there_is_refused_here(tmp_path: Path, name: str
         pack(Spec((ModelFile("a", str(tmp_path / name)),)))
 
 
+def outside(folder: Path) -> Path:
+    """An ONNX file with its weights in another one."""
+    import onnx
+    from onnx.external_data_helper import set_external_data
+
+    write_bundle(colours(), folder / "whole")
+    model, path = onnx.load(folder / "whole" / "model.onnx"), folder / "apart.onnx"
+    # What shapes follow from has to stay inside.
+    set_external_data(next(each for each in model.graph.initializer if each.name == "gain"), "apart.weights")
+    onnx.save(model, path)
+    return path
+
+
+def test_weights_outside_an_onnx_file_go_along_and_are_missed_here_already(tmp_path: Path) -> None:
+    wanted = Spec((ModelFile("apart", str(outside(tmp_path))),))
+    assert [each.name for each in pack(wanted).files[3:]] == ["models/0/apart.onnx", "models/0/apart.weights"]
+    (tmp_path / "apart.weights").unlink()
+    with pytest.raises(UsageError, match=r"its weights are in apart\.weights"):
+        pack(wanted)
+
+
+def test_weights_that_lie_above_the_folder_are_not_taken(tmp_path: Path) -> None:
+    path = outside(tmp_path)
+    content = path.read_bytes()
+    assert content.count(b"apart.weights") >= 1
+    path.write_bytes(content.replace(b"apart.weights", b"../weights.xy"))
+    (tmp_path.parent / "weights.xy").write_bytes(b"secret")
+    with pytest.raises(UsageError, match=r"\.\./weights\.xy"):
+        pack(Spec((ModelFile("apart", str(path)),)))
+
+
 # A real sshd
+
+
+def test_a_device_is_calibrated_without_a_process_for_every_file(
+    device: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = calibrate.probes
+    monkeypatch.setattr(calibrate, "probes", lambda *given: known(*given)[:2])
+    profile = calibrate.calibrate(load_profile("generic"), device=device.url, formats=("tflite",))
+    assert [(each.format, each.precision, len(each.points)) for each in profile.calibration] == [
+        ("tflite", "int8", 2), ("tflite", "float32", 2),
+    ]  # fmt: skip
+    assert all(point.ms > 0 for each in profile.calibration for point in each.points)
+
+
+def test_what_no_fresh_process_opened_has_no_cold_start(device: Sshd, tmp_path: Path) -> None:
+    path = outside(tmp_path)
+    wanted = replace(spec(tmp_path, alone=False), files=(ModelFile("apart", str(path)),))
+    result = ssh.measure(wanted, device.url)
+    assert result.errors == ()
+    (run,) = result.runs
+    assert (run.load_ms, run.cold_start_ms, run.memory_mb.steady) == (None, None, None)
+    assert run.latency_ms.p50 > 0
 
 
 def test_a_bundle_is_measured_there_and_nothing_is_left(device: Sshd, tmp_path: Path) -> None:
@@ -103,6 +159,30 @@ def test_a_bundle_is_measured_there_and_nothing_is_left(device: Sshd, tmp_path: 
     assert device.left() == []
     assert "MB are to be copied" in told[0]
     assert any(what.startswith("copying") and what.endswith("100%") for what in told)
+
+
+def interrupting(at: str) -> Callable[[float, str], None]:
+    """Ctrl-C, once, when this begins."""
+    left = [signal.SIGINT]
+
+    def told(_: float, what: str) -> None:
+        if what.startswith(at) and left:
+            signal.raise_signal(left.pop())
+
+    return told
+
+
+def test_an_interrupt_brings_back_what_there_is(device: Sshd, tmp_path: Path) -> None:
+    result = ssh.measure(spec(tmp_path, seconds=600.0), device.url, told=interrupting("rounds"))
+    assert result.interrupted
+    assert len(result.runs) == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("at", ["connecting", "copying", "fresh process"])
+def test_an_interrupt_before_anything_is_measured_ends_it(device: Sshd, tmp_path: Path, at: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        ssh.measure(spec(tmp_path, seconds=600.0), device.url, told=interrupting(at))
 
 
 def test_a_line_that_is_cut_while_it_measures_leaves_nothing(device: Sshd, tmp_path: Path) -> None:

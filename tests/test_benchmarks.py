@@ -11,11 +11,8 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1]))
 
 from benchmarks import data_cifar10, data_photos
-from benchmarks.machine import machine
 from benchmarks.measure import interleaved, latency, quality, ratio
 from benchmarks.networks import MissingDataError, resnet20
-from benchmarks.peers.table import CANDIDATES, CONTESTS
-from benchmarks.peers.tables import markdown
 
 
 def test_quality_counts_labels_agreement_and_noise():
@@ -51,29 +48,3 @@ def test_a_missing_checkpoint_says_where_it_belongs(tmp_path: Path):
 def test_an_image_batch_of_the_wrong_shape_is_refused():
     with pytest.raises(ValueError, match="expected uint8"):
         data_cifar10.Cifar10(np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2, np.int64))
-
-
-def test_contests_name_candidates_that_exist():
-    names = {candidate.name for candidate in CANDIDATES}
-    assert all({ours, theirs} <= names for ours, theirs, _ in CONTESTS)
-
-
-def test_the_table_shows_failures_and_ratios():
-    result = {
-        "machine": machine(),
-        "networks": {
-            "Net": {
-                "candidates": {
-                    "onnx-float": {
-                        "latency_ms": {"p50": 1.5},
-                        "quality": {"agreement": 100.0, "snr_db": 99.0},
-                    },
-                    "ort-static": {"failed": "ValueError: no"},
-                },
-                "ratios": {"edgekit-onnx/ort-static": 0.98},
-            }
-        },
-    }
-    text = markdown(result)
-    assert "| Net | 1.500 | failed |" in text
-    assert "0.980" in text

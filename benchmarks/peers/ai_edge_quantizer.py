@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
-from torch import nn
-
-from benchmarks.networks import Floats
-from benchmarks.peers import float_litert
+from benchmarks.peers.inputs import Inputs
 
 
-def build(module: nn.Module, calibration: Floats, out: Path) -> None:
+def build(inputs: Inputs, out: Path) -> None:
     """Write `out`, int8 weights and activations, calibrated with the recipe's defaults."""
     from ai_edge_litert.interpreter import Interpreter
-    from ai_edge_quantizer import quantizer, recipe  # type: ignore[import-untyped]
+    from ai_edge_quantizer import quantizer, recipe
 
-    with tempfile.TemporaryDirectory() as folder:
-        plain = Path(folder) / "float.tflite"
-        float_litert.build(module, calibration, plain)
-        ((signature, ends),) = Interpreter(str(plain)).get_signature_list().items()
-        worker = quantizer.Quantizer(str(plain), recipe.static_wi8_ai8())
-        feeds = [{ends["inputs"][0]: calibration[i : i + 1]} for i in range(len(calibration))]
-        ranges = worker.calibrate({signature: feeds}, num_threads=1)
-        worker.quantize(ranges).export_model(str(out), overwrite=True)
+    plain, samples = str(inputs.tflite), inputs.calibration()
+    ((signature, ends),) = Interpreter(plain).get_signature_list().items()
+    worker = quantizer.Quantizer(plain, recipe.static_wi8_ai8())
+    feeds = [{ends["inputs"][0]: samples[i : i + 1]} for i in range(len(samples))]
+    ranges = worker.calibrate({signature: feeds}, num_threads=1)
+    worker.quantize(ranges).export_model(str(out), overwrite=True)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.calibrate import CalibrationDataReader
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from torch import nn
 
-from benchmarks.networks import Floats
-from benchmarks.peers import float_onnx
+from benchmarks.peers.inputs import Inputs
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
     """ONNX Runtime's own interface to calibration samples, one at a time."""
 
-    def __init__(self, name: str, samples: Floats) -> None:
+    def __init__(self, name: str, samples: Any) -> None:
         self._name, self._samples, self._next, self._end = name, samples, 0, len(samples)
 
     def __len__(self) -> int:
@@ -26,35 +25,34 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
     def set_range(self, start_index: int, end_index: int) -> None:
         self._next, self._end = start_index, end_index
 
-    def get_next(self) -> dict[str, Floats] | None:
+    def get_next(self) -> dict[str, Any] | None:
         if self._next >= self._end:
             return None
         self._next += 1
         return {self._name: self._samples[self._next - 1 : self._next]}
 
 
-def build(module: nn.Module, calibration: Floats, out: Path) -> None:
+def build(inputs: Inputs, out: Path) -> None:
     """Write `out`, calibrated by the smallest and largest value."""
-    _quantize(module, calibration, out, CalibrationMethod.MinMax)
+    _quantize(inputs, out, CalibrationMethod.MinMax)
 
 
-def build_percentile(module: nn.Module, calibration: Floats, out: Path) -> None:
+def build_percentile(inputs: Inputs, out: Path) -> None:
     """Write `out`, calibrated by the 99.999th percentile."""
-    _quantize(module, calibration, out, CalibrationMethod.Percentile)
+    _quantize(inputs, out, CalibrationMethod.Percentile)
 
 
-def _quantize(module: nn.Module, calibration: Floats, out: Path, method: CalibrationMethod) -> None:
+def _quantize(inputs: Inputs, out: Path, method: CalibrationMethod) -> None:
     import onnx
 
     with tempfile.TemporaryDirectory() as folder:
-        plain, prepared = Path(folder) / "float.onnx", Path(folder) / "prepared.onnx"
-        float_onnx.build(module, calibration, plain)
-        quant_pre_process(plain, prepared)
-        name = onnx.load(plain).graph.input[0].name
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(inputs.onnx, prepared)
+        name = onnx.load(inputs.onnx).graph.input[0].name
         quantize_static(
             prepared,
             out,
-            _Reader(name, calibration),
+            _Reader(name, inputs.calibration()),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,

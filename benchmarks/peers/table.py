@@ -2,54 +2,63 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
-import logging
-from collections.abc import Callable, Iterator
+import json
+import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
-from torch import nn
+from benchmarks.peers.environments import HERE, ROOT, Environment
+from benchmarks.peers.inputs import Inputs
+from benchmarks.peers.served import environ
 
-from benchmarks.machine import version
-from benchmarks.networks import Floats
-from benchmarks.peers import ai_edge_quantizer, float_litert, float_onnx, litert_pt2e, ort_static, ours
-
-ROOT = Path(__file__).parents[2]
-OURS = ("edgekit", "edgekit_converters")
+# Seconds that a conversion may take.
+PATIENCE_S: Final = 3600
+RESULT: Final = "conversion.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One way from a torch module to a file.
+    """One way from a float network to a file.
 
     Attributes:
         name: as it stands in results.
-        suffix: ".onnx" or ".tflite"; it decides the runtime.
-        build: writes the file from the module and calibration samples `[n, …]`.
-        packages: whose versions make the file; our own source is hashed instead.
+        suffix: of the file.
+        build: "module:function" of this folder that writes it.
+        environment: that it is converted in.
+        runtime: environment that runs it.
         timed: whether its latency is of interest.
     """
 
     name: str
     suffix: str
-    build: Callable[[nn.Module, Floats, Path], None]
-    packages: tuple[str, ...]
+    build: str
+    environment: str = HERE
+    runtime: str = HERE
     timed: bool = True
 
 
 CANDIDATES: tuple[Candidate, ...] = (
-    Candidate("onnx-float", ".onnx", float_onnx.build, ("torch",)),
-    Candidate("ort-static", ".onnx", ort_static.build, ("torch", "onnxruntime")),
-    Candidate("ort-percentile", ".onnx", ort_static.build_percentile, ("torch", "onnxruntime"), timed=False),
-    Candidate("edgekit-onnx", ".onnx", ours.build_onnx, OURS),
-    Candidate("litert-float", ".tflite", float_litert.build, ("litert-torch",)),
-    Candidate("ai-edge-quantizer", ".tflite", ai_edge_quantizer.build, ("litert-torch", "ai-edge-quantizer")),
-    Candidate("litert-pt2e", ".tflite", litert_pt2e.build, ("litert-torch", "torchao")),
-    Candidate("edgekit-tflite", ".tflite", ours.build_tflite, OURS),
+    Candidate("onnx-float", ".onnx", "given:onnx"),
+    Candidate("ort-static", ".onnx", "ort_static:build", "onnxruntime"),
+    Candidate("ort-percentile", ".onnx", "ort_static:build_percentile", "onnxruntime", timed=False),
+    Candidate("neural-compressor", ".onnx", "neural_compressor_onnx:build", "neural-compressor"),
+    Candidate("olive", ".onnx", "olive_static:build", "olive"),
+    Candidate("edgekit-onnx", ".onnx", "ours:build_onnx"),
+    Candidate("litert-float", ".tflite", "given:tflite"),
+    Candidate("ai-edge-quantizer", ".tflite", "ai_edge_quantizer:build", "ai-edge-quantizer"),
+    Candidate("litert-pt2e", ".tflite", "litert_pt2e:build", "litert-torch"),
+    Candidate("edgekit-tflite", ".tflite", "ours:build_tflite"),
     # ai-edge-quantizer's files take and give int8: like is compared with like.
-    Candidate("edgekit-tflite-int8-ends", ".tflite", ours.build_tflite_int8_ends, OURS),
+    Candidate("edgekit-tflite-int8-ends", ".tflite", "ours:build_tflite_int8_ends"),
+    Candidate("openvino-float", ".xml", "nncf_openvino:build_float", "nncf", "nncf"),
+    Candidate("nncf", ".xml", "nncf_openvino:build", "nncf", "nncf"),
+    Candidate("ncnn-float", ".param", "ncnn_int8:build_float", "ncnn", "ncnn"),
+    Candidate("ncnn", ".param", "ncnn_int8:build", "ncnn-tools", "ncnn"),
+    Candidate("mnn-float", ".mnn", "mnn_quant:build_float", "mnn", "mnn"),
+    Candidate("mnn", ".mnn", "mnn_quant:build", "mnn", "mnn"),
 )
 
 # (ours, theirs, largest ratio of latencies that is accepted)
@@ -62,37 +71,78 @@ CONTESTS: tuple[tuple[str, str, float], ...] = (
 )
 
 
-def obtain(candidate: Candidate, module: nn.Module, calibration: Floats, cache: Path) -> Path:
-    """The candidate's file, converted unless `cache` holds it from the same weights, samples and versions."""
-    path = cache / f"{candidate.name}-{_key(candidate, module, calibration)}{candidate.suffix}"
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        written = path.with_name("." + path.name)
-        with _quiet():
-            candidate.build(module, calibration, written)
-        written.rename(path)
-    return path
+class FailedError(Exception):
+    """A conversion that a peer refused or that took too long; the message is the reason."""
 
 
-def _key(candidate: Candidate, module: nn.Module, calibration: Floats) -> str:
-    digest = hashlib.sha256(calibration.tobytes())
-    for name, value in module.state_dict().items():
-        digest.update(name.encode() + value.numpy().tobytes())
-    if candidate.packages == OURS:
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What a candidate made.
+
+    Attributes:
+        file: that its runtime opens; others beside it belong to it.
+        size_bytes: of all of them.
+        seconds: that the conversion took.
+        peak_mb: of its resident memory.
+    """
+
+    file: Path
+    size_bytes: int
+    seconds: float
+    peak_mb: float
+
+
+def obtain(candidate: Candidate, inputs: Inputs, environment: Environment) -> Converted:
+    """The candidate's file, converted unless it was from the same inputs, sources and versions.
+
+    Args:
+        candidate: that converts.
+        inputs: of the network.
+        environment: of the candidate.
+
+    Raises:
+        FailedError: it gives no file.
+    """
+    folder = inputs.folder.parent / f"{candidate.name}-{_key(candidate, inputs, environment)}"
+    file, result = folder / f"model{candidate.suffix}", folder / RESULT
+    if not result.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        found = _convert(candidate, inputs, environment, file)
+        found["size_bytes"] = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+        result.write_text(json.dumps(found) + "\n")
+    known = json.loads(result.read_text())
+    return Converted(file, known["size_bytes"], known["seconds"], known["peak_mb"])
+
+
+def _convert(candidate: Candidate, inputs: Inputs, environment: Environment, file: Path) -> dict[str, Any]:
+    command = [str(environment.python), "-m", "benchmarks.peers.convert"]
+    try:
+        done = subprocess.run(
+            [*command, candidate.build, str(inputs.folder), str(file)],
+            capture_output=True, text=True, errors="replace", check=False, timeout=PATIENCE_S, cwd=ROOT, env=environ(),
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise FailedError(f"not done after {PATIENCE_S} s") from None
+    said = done.stdout.splitlines()
+    if not said:
+        last = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
+        raise FailedError(f"ended with status {done.returncode}: {last[-1][:300]}")
+    found: dict[str, Any] = json.loads(said[-1])
+    if "failed" in found:
+        raise FailedError(found["failed"])
+    if not file.is_file():
+        raise FailedError("it wrote no file")
+    return found
+
+
+def _key(candidate: Candidate, inputs: Inputs, environment: Environment) -> str:
+    module = candidate.build.partition(":")[0]
+    digest = hashlib.sha256(repr((candidate.build, sorted(environment.versions.items()))).encode())
+    for path in (inputs.samples, inputs.onnx, Path(__file__).with_name(f"{module}.py")):
+        digest.update(path.read_bytes())
+    if module == "ours":
         for folder in ("src", "converters"):
             for path in sorted((ROOT / folder).rglob("*.py")):
                 digest.update(path.read_bytes())
-    else:
-        digest.update(repr([version(name) for name in candidate.packages]).encode())
     return digest.hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Converters print pages; what matters of a failure is in its exception."""
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(logging.NOTSET)

@@ -54,7 +54,11 @@ SETTLING_CALLS, PROBE_S = 10, 600.0
 ENERGY_S, POWER_EVERY_S, LOOK_EVERY_S, WINDOW_S = 1.0, 0.02, 0.5, 1.0
 DEFAULTS: Final[Mapping[str, Any]] = {
     "threads": [1], "batches": [1], "seconds": 5.0, "min_rounds": 50, "warmup": 10, "seed": 0, "sustained_s": 0.0,
-    "cold_starts": 3,
+    "cold_starts": 3, "alone": True,
+}  # fmt: skip
+# Of a file that no fresh process opened.
+UNKNOWN_ALONE: Final = {
+    "load_ms": None, "cold_start_ms": None, "memory_mb": {"steady": None, "peak": None, "before": None},
 }  # fmt: skip
 SYS, PROC = Path("/sys"), Path("/proc")
 # Extensions that decide which integer kernels a runtime picks, x86 and ARM names.
@@ -838,36 +842,44 @@ def planned(spec: Tree, meter: Meter | str) -> Work:
             for threads in spec["threads"]
             for batch in spec["batches"]
         ]
-    each_s = max(1, spec["cold_starts"]) + spec["seconds"] + ENERGY_S * isinstance(meter, Meter)
+    fresh_s = max(1, spec["cold_starts"]) * spec["alone"]
+    each_s = fresh_s + spec["seconds"] + ENERGY_S * isinstance(meter, Meter)
     progress = Progress(len(jobs) * each_s + spec["sustained_s"] * len({job.path for job in jobs}))
     return Work(spec, meter, jobs, errors, progress)
 
 
 def open_files(work: Work) -> None:
-    """Open each in processes of its own first, then here."""
+    """Open each in processes of its own first, unless the spec trusts them, then here."""
     spec = work.spec
     for job in work.jobs:
-        told: list[Tree] = []
-        for _ in range(max(1, spec["cold_starts"])):
-            work.progress.at(f"fresh process for {job.title}")
-            told.append(probe(job, spec["seed"], 0 if told else SETTLING_CALLS))
-            work.progress.done_s += 1
-            if not {"error", "skip"}.isdisjoint(told[-1]):
-                break
-        failed, skip = told[-1].get("error"), told[-1].get("skip")
-        row = {"name": job.title, "what": failed or skip}
-        if failed or skip:
-            rows = work.errors if failed else work.skipped
-            rows += [row] if row not in rows else []  # the same with each number of threads
+        alone = opened_alone(work, job) if spec["alone"] else UNKNOWN_ALONE
+        if alone is None:
             continue
-        load_ms, cold_ms = (
-            round(float(np.median([each[key] for each in told])), 3) for key in ("load_ms", "cold_start_ms")
-        )
-        alone = {**told[0], "load_ms": load_ms, "cold_start_ms": cold_ms if spec["cold_starts"] else None}
         try:
             work.contenders.append(Contender(job, job.open(spec["seed"]), alone))
         except Exception as error:  # noqa: BLE001 - beside others, memory may not be enough for it
-            work.errors.append({"name": row["name"], "what": first_line(error)})
+            work.errors.append({"name": job.title, "what": first_line(error)})
+
+
+def opened_alone(work: Work, job: Job) -> Tree | None:
+    """What fresh processes tell of a file; None where one failed, which is among the errors then."""
+    spec, told = work.spec, list[Tree]()
+    for _ in range(max(1, spec["cold_starts"])):
+        work.progress.at(f"fresh process for {job.title}")
+        told.append(probe(job, spec["seed"], 0 if told else SETTLING_CALLS))
+        work.progress.done_s += 1
+        if not {"error", "skip"}.isdisjoint(told[-1]):
+            break
+    failed, skip = told[-1].get("error"), told[-1].get("skip")
+    if failed or skip:
+        row = {"name": job.title, "what": failed or skip}
+        rows = work.errors if failed else work.skipped
+        rows += [row] if row not in rows else []  # the same with each number of threads
+        return None
+    load_ms, cold_ms = (
+        round(float(np.median([each[key] for each in told])), 3) for key in ("load_ms", "cold_start_ms")
+    )
+    return {**told[0], "load_ms": load_ms, "cold_start_ms": cold_ms if spec["cold_starts"] else None}
 
 
 def take_turns(work: Work) -> None:

@@ -56,6 +56,8 @@ class Spec:
         seed: of the inputs.
         sustained_s: seconds of a run without pauses at the end, for each file; 0 for none.
         cold_starts: fresh processes for each, of which the median counts.
+        alone: each is opened in a fresh process first, which tells load time and memory, and where a file that brings
+            its process down harms no other.
     """
 
     files: tuple[ModelFile, ...]
@@ -67,6 +69,7 @@ class Spec:
     seed: int = 0
     sustained_s: float = 0.0
     cold_starts: int = 3
+    alone: bool = True
 
     def to_json(self) -> str:
         """SPEC.json."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import shlex
+import signal
 import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 from edgekit.errors import UsageError
@@ -28,6 +31,7 @@ PYTHONS: Final = ("/opt/edgekit/bin/python", "~/edgekit/bin/python", "python3")
 OLDEST: Final = (3, 10)
 _CHUNK: Final = 256 << 10
 _MARK: Final = b"EDGEKIT "
+_BEAT, _STOP = b".", b"!"
 
 Explain = Callable[[int, Sequence[str], str], UsageError]
 """Exit status of the command that leads there, the last lines that it said, and what was going on → an error."""
@@ -63,6 +67,7 @@ class Job:
         needs: modules that have to be there; of each tuple one.
         root: run the command as root, by `sudo` where that is another user.
         pythons: interpreters, of which the first that has what is needed is taken.
+        ends_well: asked to end by SIGINT, it does so with what it has; Ctrl-C here asks it, a second one cuts the line.
     """
 
     files: tuple[Source, ...]
@@ -72,6 +77,7 @@ class Job:
     needs: tuple[tuple[str, ...], ...] = ()
     root: bool = False
     pythons: tuple[str, ...] = PYTHONS
+    ends_well: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,15 +131,16 @@ def run(
         process = subprocess.Popen(  # noqa: S603 - no shell here
             [*argv, shell_line(job, len(program))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            # Messages are told apart by their words.
-            env={**os.environ, "LC_ALL": "C"},
+            # Messages are told apart by their words. Ctrl-C at the terminal is for this process alone.
+            env={**os.environ, "LC_ALL": "C"}, start_new_session=True,
         )  # fmt: skip
     except OSError as error:
         raise refusals.no_program(argv[0], error) from error
     talk = _Talk(process, job, head, told, copied, beat_s)
     try:
         talk.send(program + json.dumps(head).encode() + b"\n")
-        ended = talk.hear(where)
+        with talk.asking_first():
+            ended = talk.hear(where)
         if ended is not None:
             return ended
         status = process.wait()
@@ -191,7 +198,8 @@ class _Talk:
         self.errors: deque[str] = deque(maxlen=40)
         self.doing = "connecting"
         self.failed: Exception | None = None
-        self._over = threading.Event()
+        # What the sending thread writes next; None ends it.
+        self._words: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._sending: threading.Thread | None = None
         self.said = threading.Thread(target=self._read_errors, daemon=True)
         self.said.start()
@@ -202,6 +210,27 @@ class _Talk:
             assert self.process.stdin is not None
             self.process.stdin.write(content)
             self.process.stdin.flush()
+
+    @contextmanager
+    def asking_first(self) -> Iterator[None]:
+        """Let the first Ctrl-C, while the command runs, ask it for what it has instead of cutting the line."""
+        if not self.job.ends_well or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.getsignal(signal.SIGINT)
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            signal.signal(signal.SIGINT, before)
+            if self.doing == "running":
+                self._words.put(_STOP)
+            elif callable(before):
+                before(number, frame)
+
+        signal.signal(signal.SIGINT, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def hear(self, where: str) -> Ended | None:
         """Follow the job to its end; None where the line ended first."""
@@ -228,7 +257,7 @@ class _Talk:
 
     def close(self) -> None:
         """Let go; the other end cleans up when it sees that."""
-        self._over.set()
+        self._words.put(None)
         if self._sending is not None:
             # It may be in the middle of a write that nobody takes.
             self._sending.join(0.1)
@@ -274,8 +303,8 @@ class _Talk:
                     done += len(part)
                     self.copied(done, self.size_bytes)
             pipe.flush()
-            while not self._over.wait(self.beat_s):
-                pipe.write(b".")
+            while (word := self._next_word()) is not None:
+                pipe.write(word)
                 pipe.flush()
         except BrokenPipeError:
             # The other end is gone; what it said, and its status, tell why.
@@ -283,6 +312,13 @@ class _Talk:
         except Exception as error:  # noqa: BLE001 - raised where the job was asked for
             self.failed = error
             self.process.terminate()
+
+    def _next_word(self) -> bytes | None:
+        """A sign of life, unless there is something to say before it is time for one."""
+        try:
+            return self._words.get(timeout=self.beat_s)
+        except queue.Empty:
+            return _BEAT
 
 
 def _parts(source: Source, size: int) -> Iterator[bytes]:

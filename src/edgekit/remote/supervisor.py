@@ -1,8 +1,8 @@
 """Runs one command on a machine and leaves nothing there; sent over the line, so it needs nothing but Python 3.10.
 
 Standard input brings a line of JSON (`Job` in `edgekit.remote.session`), the content of all files one after another,
-and then a byte now and then. Its end, or a silence, means that the line is cut. Standard output has lines that begin
-with `EDGEKIT` and go on with JSON:
+and then a byte now and then: `.` that somebody listens, `!` that the command be asked to end, as by Ctrl-C. The end of
+it, or a silence, means that the line is cut. Standard output has lines that begin with `EDGEKIT` and go on with JSON:
 
 ```
 {"refused": code, …}       nothing was copied, or all of it is gone again
@@ -42,6 +42,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Between asking a command to end and ending it.
 PATIENCE_S = 3.0
 MOST_BYTES = 256 << 20
+STOP = b"!"
 
 Head = dict[str, Any]
 
@@ -275,7 +276,9 @@ def attend(child: subprocess.Popen[bytes], silence_s: int) -> tuple[int, bytes]:
                 break
             for key, _ in ready:
                 if key.fd == 0:
-                    take(1 << 10)
+                    if STOP in take(1 << 10):
+                        with suppress(OSError):
+                            child.send_signal(signal.SIGINT)
                     signal.alarm(silence_s)
                     continue
                 part = os.read(key.fd, 1 << 16)

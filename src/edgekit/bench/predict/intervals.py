@@ -7,7 +7,7 @@ over predicted. `benchmarks/prediction.py` and `benchmarks/boards.py` write it.
 from __future__ import annotations
 
 import json
-import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -60,7 +60,9 @@ def spread(
     """Correction and width for an estimate.
 
     The correction is the median over groups of the same format, precision and threads, as far as there are any. The
-    width is the conformal quantile (Vovk et al. 2005) of what is left when each group in turn is left out.
+    width is the hierarchical conformal quantile (Lee, Barber & Willett 2023) of what is left when each group in turn is
+    left out: groups count alike, however many residuals they have, and one more group may be anything. So few groups
+    that this leaves no quantile give the largest of all.
 
     Args:
         residuals: all evidence.
@@ -75,10 +77,23 @@ def spread(
     known = [each for each in residuals if each.basis == basis]
     if not known:
         raise ValueError(f"no evidence for estimates by {basis!r}")
-    left = sorted(abs(each.log_ratio - _bias(_without(known, each.group), each)) for each in known)
-    rank = min(len(left), math.ceil((len(left) + 1) * COVERAGE))
+    sizes = Counter(each.group for each in known)
+    left = sorted(
+        (abs(each.log_ratio - _bias(_without(known, each.group), each)), 1 / sizes[each.group])
+        for each in known
+    )
     asked = Residual(basis, "", format, precision, threads, 0.0)
-    return Spread(_bias(known, asked), left[rank - 1], len(known))
+    return Spread(_bias(known, asked), _quantile(left, COVERAGE * (len(sizes) + 1)), len(known))
+
+
+def _quantile(weighted: Sequence[tuple[float, float]], wanted: float) -> float:
+    """The first value, ascending, that with all before it weighs as much as wanted; else the last."""
+    weight = 0.0
+    for value, own in weighted:
+        weight += own
+        if weight >= wanted - 1e-9:
+            return value
+    return weighted[-1][0]
 
 
 def _without(known: Sequence[Residual], group: str) -> list[Residual]:

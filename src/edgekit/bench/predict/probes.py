@@ -102,8 +102,8 @@ def probes(format: str, precision: str) -> tuple[Probe, ...]:
         precision: "int8" or "float32".
     """
     found = [_of_layer(shape, format, precision) for shape in layers()]
-    if precision == "float32":
-        # In integers neither runtime has them.
+    if precision == "float32" or format == "tflite":
+        # In integers neither runtime has them; LiteRT has another kernel where the weights come from integers.
         found += [_of_layer(shape, format, precision) for shape in upward()]
     found += [_streamed(precision, total) for total in STREAMED]
     for kind in MOVING:

@@ -37,6 +37,8 @@ ELEMENTWISE: Final = {
 }
 POOLS: Final = frozenset({"AVERAGE_POOL_2D", "MAX_POOL_2D", "L2_POOL_2D"})
 FOLDED: Final = FREE | {"DEQUANTIZE", "QUANTIZE"}
+# What is done to the weights of a transposed convolution.
+TURNING: Final = frozenset({"REVERSE_V2", "TRANSPOSE"})
 INTEGERS: Final = frozenset({"INT8", "UINT8", "INT16"})
 
 
@@ -83,6 +85,7 @@ class _Graph:
             for tensor in operator.inputs:
                 self.users[int(tensor)].append(self._code(operator))
         self.tables: set[int] = set()
+        self.turned: set[int] = set()
 
     def _code(self, operator: Any) -> str:
         code = self.model.operatorCodes[operator.opcodeIndex]
@@ -101,6 +104,9 @@ class _Graph:
             # Turned weights are turned anew in every call; the interpreter folds nothing but conversions.
             if name in FOLDED and all(i in self.constants for i in ins):
                 self.constants.update(outs)
+            elif name in TURNING and all(i in self.constants | self.turned for i in ins):
+                # Part of the convolution that reads them.
+                self.turned.update(outs)
             elif name not in FREE and outs and not self._fused(name, ins, outs):
                 found.append(self._op(name, operator, ins, outs))
         return found
@@ -132,7 +138,9 @@ class _Graph:
         if name == "TRANSPOSE_CONV":
             weight, source = self._shape(ins[1]), self._shape(ins[2])
             shape = (source[-1], weight[0], math.prod(weight[1:3]), math.prod(source[:-1]))
-            return weighted("transposed", precision, shape, reads=reads, name=label)
+            # XNNPACK takes constant weights only: with turned ones it runs as it does in INT8 files, on one thread.
+            like = "int8" if ins[1] in self.turned else precision
+            return weighted("transposed", like, shape, reads=reads, name=label)
         if name in ("FULLY_CONNECTED", "BATCH_MATMUL"):
             return self._product(name, operator, precision, ins, result, reads, label)
         if "LSTM" in name or "RNN" in name:

@@ -45,7 +45,7 @@ def pack(spec: Spec) -> Job:
             found, formats = _of_bundle(path, each.format)
             files.append(replace(each, path=place))
         else:
-            found, formats = {path.name: path}, {each.format or path.suffix.removeprefix(".")}
+            found, formats = _of_file(path), {each.format or path.suffix.removeprefix(".")}
             files.append(replace(each, path=f"{place}/{path.name}"))
         if not path.exists() or not formats <= MODULES.keys():
             raise _unfit(path)
@@ -59,7 +59,7 @@ def pack(spec: Spec) -> Job:
     )
     return Job(
         (*own, *sources), ("{python}", HARNESS), stdin=SPEC, path=(f"{{folder}}/{wheel.name}",),
-        needs=tuple(needs),
+        needs=tuple(needs), ends_well=True,
     )  # fmt: skip
 
 
@@ -74,10 +74,14 @@ def unpack(ended: Ended, where: str, kind: str, device: str) -> Result:
 
     Raises:
         UsageError: it crashed, or brought none.
+        KeyboardInterrupt: Ctrl-C came before anything was measured.
     """
     if ended.status != 0:
         raise crashed(where, "the benchmark", ended.status, ended.lines)
-    return replace(Result.from_json(ended.out, where), device=device, kind=kind)
+    result = Result.from_json(ended.out, where)
+    if result.interrupted and not result.runs:
+        raise KeyboardInterrupt
+    return replace(result, device=device, kind=kind)
 
 
 def size_mb(job: Job) -> float:
@@ -103,6 +107,41 @@ def teller(job: Job, where: str, told: Told) -> tuple[Callable[[str], None], Cal
 
     told(0.0, f"connecting to {where}; {size_mb(job):,.1f} MB are to be copied")
     return line, copied
+
+
+def _of_file(path: Path) -> dict[str, Path]:
+    """A file, and those beside it that hold the weights of an ONNX file which has them outside.
+
+    Raises:
+        UsageError: it is no ONNX file, or a file of weights is not there.
+    """
+    found = {path.name: path}
+    if path.suffix != ".onnx" or not path.is_file():
+        return found
+    for name in _outside(path):
+        there = path.parent / name
+        if not there.is_file() or not there.resolve().is_relative_to(path.parent.resolve()):
+            raise UsageError(
+                f"{path}: its weights are in {name}, which is not beside it",
+                expected="the file of weights in the folder of the model, as it was exported",
+                way_out="Copy both, or save the model as one file.",
+            )
+        found[name] = there
+    return found
+
+
+def _outside(path: Path) -> tuple[str, ...]:
+    """Names of the files that hold weights of an ONNX file."""
+    import onnx
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception:  # noqa: BLE001 - protobuf raises what its C++ side threw
+        # Its runtime says better what is wrong with it, and the other files are measured.
+        return ()
+    tensors = [each for each in model.graph.initializer if uses_external_data(each)]
+    return tuple(dict.fromkeys(ExternalDataInfo(each).location for each in tensors))
 
 
 def _of_bundle(path: Path, format: str | None) -> tuple[dict[str, Path], set[str]]:

@@ -13,7 +13,7 @@ def measure(spec: Spec, url: str, *, told: Told = silent) -> Result:
     """Measure on another machine.
 
     Its SSH server, Python, numpy and a backend have to be there. The harness, the runtime and the files go into a fresh
-    folder, which goes away however this ends.
+    folder, which goes away however this ends. After Ctrl-C the result has what was measured by then, and says so.
 
     Args:
         spec: what to measure, with paths of this machine.
@@ -22,6 +22,7 @@ def measure(spec: Spec, url: str, *, told: Told = silent) -> Result:
 
     Raises:
         UsageError: the machine cannot be reached, lacks something, or the line was cut.
+        KeyboardInterrupt: Ctrl-C came before anything was measured, or twice.
     """
     host, job = read_host(url), pack(spec)
     line, copied = teller(job, str(host), told)

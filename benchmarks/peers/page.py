@@ -1,0 +1,79 @@
+"""The results as one HTML page with a picture of each network; nothing is fetched when it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from benchmarks.peers import tables
+from edgekit.drawing import charts, numbers
+
+OURS = "edgekit"
+
+
+def page(result: dict[str, Any]) -> str:
+    """One HTML document with its style and pictures inside; all text is escaped."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(Path(__file__).with_name("page.html").read_text("utf-8"))
+    style = (resources.files("edgekit.drawing") / "style.css").read_text("utf-8")
+    rendered = template.render(
+        style=Markup(style),
+        heading=tables.heading(result),
+        networks=[_network(name, network) for name, network in result["networks"].items()],
+        contests=tables.contests(result),
+        failures=tables.failures(result),
+        environments=tables.environments(result),
+    )
+    return rendered + "\n"
+
+
+def _network(name: str, network: dict[str, Any]) -> dict[str, Any]:
+    titles, cells = zip(*tables.columns(network), strict=True)
+    files = tables.measured(network)
+    # Where all agree, how far they are from the float network still tells them apart.
+    key, height, shown = "snr_db", "Signal to noise", numbers.decibels
+    if any("top1" in entry.get("quality", {}) for _, entry in files):
+        key, height, shown = "top1", "Top-1", _percent
+    return {
+        "name": name,
+        "height": height,
+        "plot": _plot(files, key, f"{height} over latency of {name}", shown),
+        "titles": titles,
+        "rows": [
+            {"name": who, "ours": who.startswith(OURS), "cells": [cell(entry) for cell in cells]}
+            for who, entry in files
+        ],
+    }
+
+
+def _plot(
+    files: list[tuple[str, dict[str, Any]]], key: str, title: str, shown: Callable[[float], str]
+) -> Markup | None:
+    """Quantized files, for float ones would leave the others no room."""
+    points = [
+        charts.Point(
+            entry["latency_ms"]["p50"],
+            entry["quality"][key],
+            f"{who}: {numbers.milliseconds(entry['latency_ms']['p50'])}, {shown(entry['quality'][key])}",
+            "chosen" if who.startswith(OURS) else "good",
+            who,
+        )
+        for who, entry in files
+        if "latency_ms" in entry and entry.get("quality", {}).get(key) is not None and "float" not in who
+    ]
+    if not points:
+        return None
+    return charts.scatter(
+        points, title=title, x_limit=None, y_limit=None, x_shown=numbers.milliseconds, y_shown=shown
+    )
+
+
+def _percent(value: float) -> str:
+    return f"{value:.2f}%"
