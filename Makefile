@@ -19,7 +19,7 @@ help:
 	@echo 'make check   the same without the tests that run whole pipelines'
 	@echo 'make bench   every hot path beside a fixed reference: what moved since the results were stored; 5 minutes'
 	@echo 'make figures the long measurements in benchmarks/ that need no peers'
-	@echo 'make peers   latency and accuracy beside other quantizers'
+	@echo 'make peers   accuracy, size, latency and cost beside other quantizers, each in an environment of its own'
 	@echo 'make clean   remove what these targets made'
 
 demo: $(INSTALLED)

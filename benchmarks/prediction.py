@@ -2,7 +2,8 @@
 
 `python -m benchmarks.prediction`. Operators are timed here one by one (`edgekit bench calibrate`), then every file of
 the networks of `zoo_files`. Each network in turn is left out: the others give the correction and the interval that its
-own files are predicted with. `--write` also makes the residuals those that the package predicts with.
+own files are predicted with. `--write` also makes the residuals those that the package predicts with. `--held-out`
+measures other networks instead, once: nothing about estimates was chosen by looking at them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import machine
-from benchmarks.zoo_files import CACHE, FORMATS, NETWORKS, PRECISIONS, files
+from benchmarks.zoo_files import CACHE, FORMATS, HELD_OUT, NETWORKS, PRECISIONS, Drawn, files
 from edgekit.bench.predict import intervals, roofline
 from edgekit.bench.predict.calibrate import calibrate, local_times, to_toml
 from edgekit.bench.predict.intervals import Residual, spread
@@ -43,10 +44,10 @@ def calibrated(path: Path, threads: Sequence[int], *, again: bool) -> Profile:
     return read_profile(path.read_text(encoding="utf-8"), path.stem)
 
 
-def measured(threads: Sequence[int], names: Sequence[str], passes: int) -> list[Row]:
+def measured(threads: Sequence[int], networks: Sequence[Drawn], passes: int) -> list[Row]:
     """Milliseconds of every file, the fastest of many turns beside the yardstick, in passes that are minutes apart."""
     best: dict[tuple[str, int], Row] = {}
-    made = {network.name: files(network) for network in NETWORKS if network.name in names}
+    made = {network.name: files(network) for network in networks}
     times = local_times(runner)
     for index, format, n in product(range(passes), FORMATS, threads):
         paths = {
@@ -102,6 +103,26 @@ def compared(rows: Sequence[Row], profile: Profile) -> list[Row]:
     return found
 
 
+def held_out(rows: Sequence[Row], profile: Profile) -> list[Row]:
+    """Each file predicted as the package does it."""
+    found: list[Row] = []
+    for row in rows:
+        guess = roofline.predict(Path(row["path"]), profile, threads=row["threads"])
+        ms = row["measured_ms"]
+        found.append(
+            {
+                **{key: value for key, value in row.items() if key != "path"},
+                "predicted_ms": guess.ms,
+                "low_ms": guess.low_ms,
+                "high_ms": guess.high_ms,
+                "error": guess.ms / ms - 1,
+                "covered": guess.low_ms <= ms <= guess.high_ms,
+                "by_op_ms": {kind: round(part, 5) for kind, part in guess.by_op.items()},
+            }
+        )
+    return found
+
+
 def summary(rows: Sequence[Row]) -> Row:
     """What the acceptance looks at."""
     errors = np.abs([row["error"] for row in rows])
@@ -145,13 +166,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, compare, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--threads", type=int, nargs="+", default=list(THREADS))
-    parser.add_argument("--network", nargs="+", default=[network.name for network in NETWORKS])
+    parser.add_argument("--network", nargs="+", default=[each.name for each in (*NETWORKS, *HELD_OUT)])
     parser.add_argument("--passes", type=int, default=3, help="the fastest of so many counts")
+    parser.add_argument("--held-out", action="store_true", help="networks that taught nothing, instead")
     parser.add_argument("--again", action="store_true", help="calibrate again, though there is a calibration")
     parser.add_argument("--write", action="store_true", help="make the residuals those of the package")
     options = parser.parse_args(arguments)
     profile = calibrated(CACHE / "this-machine.toml", options.threads, again=options.again)
-    rows = compared(measured(options.threads, options.network, options.passes), profile)
+    chosen = [each for each in (HELD_OUT if options.held_out else NETWORKS) if each.name in options.network]
+    times = measured(options.threads, chosen, options.passes)
+    rows = held_out(times, profile) if options.held_out else compared(times, profile)
     for row in rows:
         name = f"{row['network']:20} {row['format']:6} {row['precision']:7} {row['threads']}"
         print(
@@ -160,8 +184,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = summary(rows)
     print(json.dumps(found, indent=1))
     RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps({"machine": machine(), "summary": found, "files": rows}, indent=1) + "\n")
-    if options.write:
+    known = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    part = {"machine": machine(), "summary": found, "files": rows}
+    kept = {**known, "held_out": part} if options.held_out else {**part, "held_out": known.get("held_out")}
+    RESULT.write_text(json.dumps(kept, indent=1) + "\n")
+    if options.write and not options.held_out:
         keep_evidence(rows)
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 from examples.networks.classic import VGG, DenseNet, ResNet, SqueezeNet, UNet
 from examples.networks.detect import YoloStyle
+from examples.networks.further import FaceFinder
 from examples.networks.mobile import DSCNN, EfficientNetLite, MobileNetV1, MobileNetV2, MobileNetV3Small
+from examples.networks.recent import AtrousSegmenter, EfficientNetStyle, InceptionStyle, SwinStyle
 from examples.networks.settle import images, settle
-from examples.networks.various import Mixer, ShuffleNetV2
+from examples.networks.various import Mixer, ShuffleNetV2, SuperResolution
 from examples.networks.vision import ConvNeXt, ViT
 from torch import Tensor, nn
 
@@ -55,6 +57,15 @@ NETWORKS: tuple[Drawn, ...] = (
     Drawn("vit-tiny", ViT, (3, 224, 224)),
     Drawn("convnext", ConvNeXt, (3, 224, 224)),
     Drawn("mixer", partial(Mixer, 128, 16, 128, 6, 100), (3, 128, 128)),
+)
+# Nothing about estimates was chosen by looking at these.
+HELD_OUT: tuple[Drawn, ...] = (
+    Drawn("inception", InceptionStyle, (3, 128, 128)),
+    Drawn("swin", SwinStyle, (3, 112, 112)),
+    Drawn("efficientnet", EfficientNetStyle, (3, 96, 96)),
+    Drawn("atrous-segmenter", AtrousSegmenter, (3, 128, 128)),
+    Drawn("face-finder", FaceFinder, (3, 128, 128)),
+    Drawn("super-resolution", SuperResolution, (1, 96, 96)),
 )
 # Of the published figures of boards; they are predicted, not timed.
 PUBLISHED: tuple[Drawn, ...] = (Drawn("mobilenet-v1-224", MobileNetV1, (3, 224, 224)),)

@@ -214,6 +214,24 @@ def test_all_of_a_group_are_left_out_together() -> None:
         spread(known, "calibrated", "onnx", "int8")
 
 
+def test_groups_count_alike_however_many_residuals_they_have() -> None:
+    # Twenty networks are off by 0.1 each, and one that was measured a hundred times is off by 1.
+    small = [Residual("class", f"g{i}", "onnx", "int8", 1, 0.1 * (-1) ** i) for i in range(20)]
+    large = [Residual("class", "often", "onnx", "int8", 1, 1.0)] * 100
+    assert spread([*small, *large], "class", "onnx", "int8").width < 0.3
+
+
+def test_a_few_groups_give_the_largest_of_all() -> None:
+    known = [
+        Residual("class", g, "onnx", "int8", 1, r) for g, r in zip("abcde", (0, 0, 0, 0.1, 0.9), strict=True)
+    ]
+    assert spread(known, "class", "onnx", "int8").width == pytest.approx(0.9)
+
+
+def test_a_core_in_order_reaches_less_of_its_peak() -> None:
+    assert CORES["cortex-a53"].macs("int8") < CORES["cortex-a72"].macs("int8")
+
+
 def test_the_correction_is_from_the_most_alike() -> None:
     known = [
         Residual("class", g, "onnx", p, 1, r) for g in "abc" for p, r in (("int8", 1.0), ("float32", -1.0))

@@ -106,6 +106,15 @@ def test_a_constant_factor_is_found_exactly(values: list[float], factor: float) 
     assert found.high == pytest.approx(factor)
 
 
+def test_what_lasts_for_many_rounds_widens_the_interval_and_what_lasts_for_one_does_not() -> None:
+    generator = np.random.default_rng(0)
+    noise = 1 + 0.01 * generator.standard_normal(1000)
+    disturbed = np.repeat([1.0, 1.06, 1.0, 1.06, 1.0, 1.0, 1.06, 1.06, 1.0, 1.06], 100)
+    lasting = ratio(disturbed * noise, np.ones(1000))
+    shuffled = ratio(generator.permutation(disturbed) * noise, np.ones(1000))
+    assert lasting.high - lasting.low > 3 * (shuffled.high - shuffled.low)
+
+
 def test_one_disturbed_round_does_not_move_the_ratio() -> None:
     first, second = np.full(51, 2.0), np.full(51, 1.0)
     first[7] = 500

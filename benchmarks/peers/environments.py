@@ -28,7 +28,7 @@ REQUIREMENTS: Final[Mapping[str, tuple[str, ...]]] = {
     "onnxruntime": ("onnx==1.23.2", "onnxruntime==1.31.1", "sympy"),
     "ai-edge-quantizer": ("ai-edge-quantizer==0.10.0", "ai-edge-litert==2.3.0"),
     "litert-torch": ("torch==2.13.0", "torchao==0.18.0", "litert-torch==0.10.0"),
-    # The last release that takes ONNX files, with what it was made for; `six` and setuptools it needs without saying so.
+    # The last release that takes ONNX files, with what it was made for; it needs six and setuptools without saying so.
     "neural-compressor": (
         "neural-compressor==2.6",
         "six",

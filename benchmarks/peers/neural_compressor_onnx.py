@@ -24,13 +24,16 @@ class _Loader:
 
 def build(inputs: Inputs, out: Path) -> None:
     """Write `out`, QDQ, with what it recommends for processors."""
+    import onnx
     from neural_compressor import PostTrainingQuantConfig, quantization
 
-    samples = inputs.calibration()
+    samples, model = inputs.calibration(), onnx.load(inputs.onnx)
+    # It turns weights and keeps what the file says of their shapes, which it refuses then.
+    del model.graph.value_info[:]
     wanted = PostTrainingQuantConfig(
         approach="static", quant_format="QDQ", calibration_sampling_size=[len(samples)]
     )
-    found = quantization.fit(str(inputs.onnx), wanted, calib_dataloader=_Loader(samples))
+    found = quantization.fit(model, wanted, calib_dataloader=_Loader(samples))
     if found is None:
         raise RuntimeError("quantization.fit found nothing")
     found.save(str(out))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -117,13 +118,16 @@ def obtain(candidate: Candidate, inputs: Inputs, environment: Environment) -> Co
 
 def _convert(candidate: Candidate, inputs: Inputs, environment: Environment, file: Path) -> dict[str, Any]:
     command = [str(environment.python), "-m", "benchmarks.peers.convert"]
-    try:
-        done = subprocess.run(
-            [*command, candidate.build, str(inputs.folder), str(file)],
-            capture_output=True, text=True, errors="replace", check=False, timeout=PATIENCE_S, cwd=ROOT, env=environ(),
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise FailedError(f"not done after {PATIENCE_S} s") from None
+    # Some leave folders of their own where they run.
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            done = subprocess.run(
+                [*command, candidate.build, str(inputs.folder), str(file)],
+                capture_output=True, text=True, errors="replace", check=False, timeout=PATIENCE_S, cwd=place,
+                env=environ(),
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise FailedError(f"not done after {PATIENCE_S} s") from None
     said = done.stdout.splitlines()
     if not said:
         last = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
