@@ -2,8 +2,9 @@
 
 `python -m benchmarks.prediction`. Operators are timed here one by one (`edgekit bench calibrate`), then every file of
 the networks of `zoo_files`. Each network in turn is left out: the others give the correction and the interval that its
-own files are predicted with. `--write` also makes the residuals those that the package predicts with. `--held-out`
-measures other networks instead, once: nothing about estimates was chosen by looking at them.
+own files are predicted with. Networks that were there when estimates were shaped, and those that came later
+(`zoo_files.LATER`), are summed up apart: the latter say more about a user's network. `--write` also makes the residuals
+those that the package predicts with.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import machine
-from benchmarks.zoo_files import CACHE, FORMATS, HELD_OUT, NETWORKS, PRECISIONS, Drawn, files
+from benchmarks.zoo_files import CACHE, FORMATS, LATER, NETWORKS, PRECISIONS, Drawn, files
 from edgekit.bench.predict import intervals, roofline
 from edgekit.bench.predict.calibrate import calibrate, local_times, to_toml
 from edgekit.bench.predict.intervals import Residual, spread
@@ -103,26 +104,6 @@ def compared(rows: Sequence[Row], profile: Profile) -> list[Row]:
     return found
 
 
-def held_out(rows: Sequence[Row], profile: Profile) -> list[Row]:
-    """Each file predicted as the package does it."""
-    found: list[Row] = []
-    for row in rows:
-        guess = roofline.predict(Path(row["path"]), profile, threads=row["threads"])
-        ms = row["measured_ms"]
-        found.append(
-            {
-                **{key: value for key, value in row.items() if key != "path"},
-                "predicted_ms": guess.ms,
-                "low_ms": guess.low_ms,
-                "high_ms": guess.high_ms,
-                "error": guess.ms / ms - 1,
-                "covered": guess.low_ms <= ms <= guess.high_ms,
-                "by_op_ms": {kind: round(part, 5) for kind, part in guess.by_op.items()},
-            }
-        )
-    return found
-
-
 def summary(rows: Sequence[Row]) -> Row:
     """What the acceptance looks at."""
     errors = np.abs([row["error"] for row in rows])
@@ -166,29 +147,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, compare, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--threads", type=int, nargs="+", default=list(THREADS))
-    parser.add_argument("--network", nargs="+", default=[each.name for each in (*NETWORKS, *HELD_OUT)])
+    parser.add_argument("--network", nargs="+", default=[each.name for each in (*NETWORKS, *LATER)])
     parser.add_argument("--passes", type=int, default=3, help="the fastest of so many counts")
-    parser.add_argument("--held-out", action="store_true", help="networks that taught nothing, instead")
     parser.add_argument("--again", action="store_true", help="calibrate again, though there is a calibration")
     parser.add_argument("--write", action="store_true", help="make the residuals those of the package")
     options = parser.parse_args(arguments)
     profile = calibrated(CACHE / "this-machine.toml", options.threads, again=options.again)
-    chosen = [each for each in (HELD_OUT if options.held_out else NETWORKS) if each.name in options.network]
-    times = measured(options.threads, chosen, options.passes)
-    rows = held_out(times, profile) if options.held_out else compared(times, profile)
+    chosen = [each for each in (*NETWORKS, *LATER) if each.name in options.network]
+    rows = compared(measured(options.threads, chosen, options.passes), profile)
     for row in rows:
         name = f"{row['network']:20} {row['format']:6} {row['precision']:7} {row['threads']}"
         print(
             f"{name} {row['measured_ms']:9.4f} ms, predicted {row['predicted_ms']:9.4f} ({row['error']:+.1%})"
         )
-    found = summary(rows)
+    later = {each.name for each in LATER}
+    parts = {
+        "summary": rows,
+        "summary_shaped": [row for row in rows if row["network"] not in later],
+        "summary_later": [row for row in rows if row["network"] in later],
+    }
+    found = {name: summary(part) for name, part in parts.items() if part}
     print(json.dumps(found, indent=1))
     RESULT.parent.mkdir(exist_ok=True)
-    known = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    part = {"machine": machine(), "summary": found, "files": rows}
-    kept = {**known, "held_out": part} if options.held_out else {**part, "held_out": known.get("held_out")}
-    RESULT.write_text(json.dumps(kept, indent=1) + "\n")
-    if options.write and not options.held_out:
+    RESULT.write_text(json.dumps({"machine": machine(), **found, "files": rows}, indent=1) + "\n")
+    if options.write:
         keep_evidence(rows)
 
 

@@ -159,6 +159,13 @@ def test_the_page_escapes_what_peers_say_and_fetches_nothing() -> None:
     assert "http" not in text.replace("http-equiv", "")
 
 
+def test_points_that_lie_on_one_another_have_one_label() -> None:
+    found = result()
+    candidates = found["networks"]["Net"]["candidates"]
+    candidates["edgekit-tflite"] = candidates["edgekit-onnx"]
+    assert ">edgekit-onnx, edgekit-tflite<" in page(found)
+
+
 def test_nothing_measured_is_a_page_all_the_same() -> None:
     empty = result(networks={"Net": {"candidates": {"nncf": {"failed": "x"}}, "ratios": {}}})
     assert "no &lt;wheel&gt;" in page(empty)

@@ -40,8 +40,8 @@ def main(file: str) -> int:
             found["ms"] = min(_timed(call, 1) for _ in range(5))
             found["memory_mb"] = round(peak_mb() - before_mb, 1)
         else:
-            # The caches hold what ran before.
-            call()
+            # The caches hold what ran before, and the clock and the branch predictors are those of a pause.
+            _timed(call, request["repeats"])
             found["ms"] = _timed(call, request["repeats"])
         print(json.dumps(found), file=told, flush=True)
     return 0

@@ -14,6 +14,8 @@ from benchmarks.peers import tables
 from edgekit.drawing import charts, numbers
 
 OURS = "edgekit"
+# Share of a picture's width and height within which names would lie on one another.
+NEAR = 0.03
 
 
 def page(result: dict[str, Any]) -> str:
@@ -57,22 +59,49 @@ def _plot(
     files: list[tuple[str, dict[str, Any]]], key: str, title: str, shown: Callable[[float], str]
 ) -> Markup | None:
     """Quantized files, for float ones would leave the others no room."""
-    points = [
-        charts.Point(
-            entry["latency_ms"]["p50"],
-            entry["quality"][key],
-            f"{who}: {numbers.milliseconds(entry['latency_ms']['p50'])}, {shown(entry['quality'][key])}",
-            "chosen" if who.startswith(OURS) else "good",
-            who,
-        )
+    found = [
+        (who, entry["latency_ms"]["p50"], entry["quality"][key])
         for who, entry in files
         if "latency_ms" in entry and entry.get("quality", {}).get(key) is not None and "float" not in who
     ]
-    if not points:
+    if not found:
         return None
+    names = _names(found)
+    points = [
+        charts.Point(
+            ms,
+            value,
+            f"{who}: {numbers.milliseconds(ms)}, {shown(value)}",
+            "chosen" if who.startswith(OURS) else "good",
+            names[who],
+        )
+        for who, ms, value in found
+    ]
     return charts.scatter(
         points, title=title, x_limit=None, y_limit=None, x_shown=numbers.milliseconds, y_shown=shown
     )
+
+
+def _names(found: list[tuple[str, float, float]]) -> dict[str, str]:
+    """What stands beside each point; of those that lie on one another the first has the names of all."""
+    wide = max(ms for _, ms, _ in found)
+    high = (max(v for _, _, v in found) - min(v for _, _, v in found)) or 1.0
+    heaps: list[list[tuple[str, float, float]]] = []
+    for each in found:
+        near = [
+            heap
+            for heap in heaps
+            if abs(heap[0][1] - each[1]) < NEAR * wide and abs(heap[0][2] - each[2]) < NEAR * high
+        ]
+        if near:
+            near[0].append(each)
+        else:
+            heaps.append([each])
+    return {
+        who: ", ".join(name for name, _, _ in heap) if index == 0 else ""
+        for heap in heaps
+        for index, (who, _, _) in enumerate(heap)
+    }
 
 
 def _percent(value: float) -> str:

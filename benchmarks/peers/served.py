@@ -51,6 +51,7 @@ class Served:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         watchdog = threading.Timer(PATIENCE_S, self._process.kill)
+        watchdog.daemon = True
         watchdog.start()
         try:
             print(json.dumps({"do": do, **request}), file=self._process.stdin, flush=True)

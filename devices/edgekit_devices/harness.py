@@ -486,10 +486,12 @@ def probe(job: Job, seed: int, calls: int) -> Tree:
         assert process.stdin is not None
         assert process.stdout is not None
         late = threading.Timer(PROBE_S, process.kill)
-        late.start()
+        # Ctrl-C may come before anybody would cancel it, and then this process would wait for it at its end.
+        late.daemon = True
         told: Tree = {}
         words: deque[str] = deque(maxlen=3)
         try:
+            late.start()
             with suppress(BrokenPipeError):
                 process.stdin.write(json.dumps({"job": asdict(job), "seed": seed, "calls": calls}) + "\n")
                 process.stdin.flush()

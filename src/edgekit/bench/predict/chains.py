@@ -16,7 +16,7 @@ from edgekit_converters.onnx.export import GELU_OPSET, OPSET
 UNIT_SCALE, SCALE = 1 / 256, 0.05
 _UNIT: Final = frozenset({"softmax", "activation"})
 # One beside the other, each on an input of its own: what they give does not fit what they take.
-SEPARATE: Final = frozenset({"reduce", "move", "transpose"})
+SEPARATE: Final = frozenset({"reduce", "move", "transpose", "resize"})
 # From channels first to channels last, and back.
 _TO_LAST, _TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
@@ -67,6 +67,8 @@ def _separate_result(kind: str, dims: tuple[int, ...], channels: int) -> tuple[i
         return tuple(n if axis in (0, channels) else 1 for axis, n in enumerate(dims))
     if kind == "transpose":
         return tuple(dims[axis] for axis in (_TO_LAST if channels == 1 else _TO_FIRST))
+    if kind == "resize":
+        return tuple(n if axis in (0, channels) else 2 * n for axis, n in enumerate(dims))
     return tuple(2 * n if axis == channels else n for axis, n in enumerate(dims))
 
 
@@ -118,6 +120,7 @@ def _constants(file: OnnxFile, probe: Probe, *, integers: bool) -> None:
         return
     dtype = np.uint8 if integers else np.float32
     file.constant("weight", np.ones(probe.dims[-1], np.float32))
+    file.constant("twice", np.array([1, 1, 2, 2], np.float32))
     file.constant("low", dtype(0))
     file.constant("high", dtype(6))
     for unit, (scale, zero) in {False: (SCALE, 128), True: (UNIT_SCALE, 0)}.items():
@@ -127,6 +130,7 @@ def _constants(file: OnnxFile, probe: Probe, *, integers: bool) -> None:
 
 # Read and written as integers, without conversions around them.
 _ON_INTEGERS: Final = frozenset({"clip", "move", "transpose"})
+_WINDOW: Final = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [1, 1]}
 # Operator, further inputs, attributes.
 _ONNX: Final[dict[str, tuple[str, tuple[str, ...], dict[str, Any]]]] = {
     "add": ("Add", ("x",), {}),
@@ -137,7 +141,9 @@ _ONNX: Final[dict[str, tuple[str, tuple[str, ...], dict[str, Any]]]] = {
     "reduce": ("GlobalAveragePool", (), {}),
     "move": ("Concat", ("other",), {"axis": 1}),
     "transpose": ("Transpose", (), {"perm": _TO_LAST}),
-    "pool": ("MaxPool", (), {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [1, 1]}),
+    "pool": ("MaxPool", (), _WINDOW),
+    "average": ("AveragePool", (), _WINDOW),
+    "resize": ("Resize", ("", "twice"), {"mode": "linear"}),
     "softmax": ("Softmax", (), {"axis": -1}),
     "norm": ("LayerNormalization", ("weight",), {"axis": -1}),
     "matmul": ("MatMul", ("x",), {}),
@@ -178,6 +184,10 @@ def _separate(file: TFLiteFile, kind: str, dims: tuple[int, ...], links: int) ->
             file.operator("MEAN", 2, [x, file.integers((1, 2))], y, "ReducerOptions", keepDims=True)
         elif kind == "transpose":
             file.operator("TRANSPOSE", 2, [x, file.integers(_TO_FIRST)], y, "TransposeOptions")
+        elif kind == "resize":
+            size = file.integers(_separate_result(kind, dims, channels=3)[1:3])
+            fields = {"alignCorners": False, "halfPixelCenters": True}
+            file.operator("RESIZE_BILINEAR", 3, [x, size], y, "ResizeBilinearOptions", **fields)
         else:
             pair = [x, file.graph.inputs[index + 1]]
             file.operator("CONCATENATION", 2, pair, y, "ConcatenationOptions", axis=3)
@@ -193,6 +203,13 @@ def _options(file: TFLiteFile, kind: str, x: int) -> tuple[str, int, list[int], 
         "activation": ("LOGISTIC", 2, [], "", {}),
         "gelu": ("GELU", 1, [], "GeluOptions", {"approximate": False}),
         "pool": ("MAX_POOL_2D", 2, [], "Pool2DOptions", {"padding": file.schema.Padding.SAME, **window}),
+        "average": (
+            "AVERAGE_POOL_2D",
+            2,
+            [],
+            "Pool2DOptions",
+            {"padding": file.schema.Padding.SAME, **window},
+        ),
         "softmax": ("SOFTMAX", 2, [], "SoftmaxOptions", {"beta": 1.0}),
         "matmul": ("BATCH_MATMUL", 1, [x], "BatchMatMulOptions", {}),
     }

@@ -73,6 +73,8 @@ ELEMENTS: Final[Mapping[str, float]] = {
     "move": 2.0,
     "transpose": 0.5,
     "pool": 1.5,
+    "average": 1.5,
+    "resize": 0.5,
     "activation": 0.25,
     "gelu": 0.15,
     "norm": 0.3,

@@ -42,9 +42,10 @@ ELEMENTWISE: Final[Mapping[str, str]] = {
     ),
     **dict.fromkeys(("Pow", "Sqrt", "Div", "Sin", "Cos", "Mish", "Swish"), "activation"),
     **dict.fromkeys(
-        ("Concat", "Slice", "Split", "Pad", "Gather", "GatherND", "Expand", "Tile", "Resize"),
+        ("Concat", "Slice", "Split", "Pad", "Gather", "GatherND", "Expand", "Tile"),
         "move",
     ),
+    "Resize": "resize",
     **dict.fromkeys(("DepthToSpace", "SpaceToDepth", "ScatterND", "Where"), "move"),
     **dict.fromkeys(("Clip", "Relu", "LeakyRelu", "PRelu", "Min", "Max", "Abs", "Neg"), "clip"),
     **dict.fromkeys(
@@ -78,7 +79,7 @@ CARRIED: Final = frozenset(
 # Fewer channels than in a block are read as they are.
 BLOCK: Final = 8
 EIGHT_BITS: Final = (2, 3)  # TensorProto UINT8, INT8
-POOLS: Final = frozenset({"MaxPool", "AveragePool", "LpPool"})
+POOLS: Final[Mapping[str, str]] = {"MaxPool": "pool", "AveragePool": "average", "LpPool": "average"}
 
 
 def read(path: Path) -> tuple[Op, ...]:
@@ -188,7 +189,7 @@ class _Graph:
         kind, elements = node.op_type, max(math.prod(result), self._reads(node, most=True))
         if kind in POOLS:
             taps = math.prod(_attribute(node, "kernel_shape", (1,)))
-            return elementwise("pool", precision, math.prod(result), taps=taps, name=node.name)
+            return elementwise(POOLS[kind], precision, math.prod(result), taps=taps, name=node.name)
         return elementwise(ELEMENTWISE.get(kind, "add"), precision, elements, name=node.name)
 
     def _product(self, node: Any, precision: str, result: Shape) -> Op:

@@ -10,8 +10,8 @@ from typing import Final
 # Kinds whose work is counted in multiply-accumulates, and those of which it is elements that are read or written.
 COMPUTING: Final = ("conv", "depthwise", "transposed", "linear", "matmul", "recurrent")
 MOVING: Final = (
-    *("add", "mul", "clip", "activation", "gelu", "pool"),
-    *("reduce", "softmax", "norm", "convert", "move", "transpose"),
+    *("add", "mul", "clip", "activation", "gelu", "pool", "average"),
+    *("reduce", "softmax", "norm", "convert", "move", "transpose", "resize"),
 )
 MACS: Final = frozenset(COMPUTING)
 KINDS: Final = (*COMPUTING, *MOVING)

@@ -33,6 +33,8 @@ LIKE: Final = {
     "move": "add",
     "transpose": "move",
     "pool": "reduce",
+    "average": "pool",
+    "resize": "transpose",
     "activation": "add",
     "gelu": "activation",
     "norm": "activation",

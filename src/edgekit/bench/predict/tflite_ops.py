@@ -24,9 +24,8 @@ ELEMENTWISE: Final = {
         "move",
     ),
     **dict.fromkeys(("UNPACK", "GATHER", "GATHER_ND", "TILE", "BROADCAST_TO", "REVERSE_V2"), "move"),
-    **dict.fromkeys(
-        ("DEPTH_TO_SPACE", "SPACE_TO_DEPTH", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"), "move"
-    ),
+    **dict.fromkeys(("DEPTH_TO_SPACE", "SPACE_TO_DEPTH", "RESIZE_NEAREST_NEIGHBOR"), "move"),
+    "RESIZE_BILINEAR": "resize",
     **dict.fromkeys(("RELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "LEAKY_RELU", "PRELU", "ABS"), "clip"),
     **dict.fromkeys(("MINIMUM", "MAXIMUM", "NEG"), "clip"),
     **dict.fromkeys(("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN"), "reduce"),
@@ -35,7 +34,7 @@ ELEMENTWISE: Final = {
     "TRANSPOSE": "transpose",
     "GELU": "gelu",
 }
-POOLS: Final = frozenset({"AVERAGE_POOL_2D", "MAX_POOL_2D", "L2_POOL_2D"})
+POOLS: Final = {"MAX_POOL_2D": "pool", "AVERAGE_POOL_2D": "average", "L2_POOL_2D": "average"}
 FOLDED: Final = FREE | {"DEQUANTIZE", "QUANTIZE"}
 # What is done to the weights of a transposed convolution.
 TURNING: Final = frozenset({"REVERSE_V2", "TRANSPOSE"})
@@ -150,7 +149,7 @@ class _Graph:
         if name in POOLS:
             options = operator.builtinOptions
             taps = options.filterHeight * options.filterWidth
-            return elementwise("pool", precision, math.prod(result), taps=taps, name=label)
+            return elementwise(POOLS[name], precision, math.prod(result), taps=taps, name=label)
         most = max((math.prod(self._shape(i)) for i in ins if i not in self.constants), default=0)
         kind = "activation" if self._is_table(name, ins, outs) else ELEMENTWISE.get(name, "add")
         return elementwise(kind, precision, max(most, math.prod(result)), name=label)

@@ -84,6 +84,7 @@ def _end(process: subprocess.Popen[str], words: deque[str]) -> None:
     """Ask for what there is, and wait for it a while."""
     process.send_signal(signal.SIGINT)
     late = threading.Timer(GRACE_S, process.kill)
+    late.daemon = True
     late.start()
     try:
         _follow(process, silent, words)
