@@ -130,7 +130,7 @@ def _measure(
             _tell(f"{network.name}: {candidate.name} {entries[candidate.name]}")
         _judge(network, module, inputs, entries, served, options.judge)
         timed = [c.name for c in chosen if c.timed and c.name in served]
-        times = _interleaved({name: served[name] for name in timed}, inputs, entries, options.rounds)
+        times = _interleaved({name: served[name] for name in timed}, inputs, options.rounds)
     for name, values in times.items():
         entries[name]["latency_ms"] = latency(values)
     held = [(a, b) for a, b, _ in CONTESTS if a in times and b in times]
@@ -159,7 +159,8 @@ def _opened(
     engine.ask("predict", x=str(first), y=str(out))
     if not np.isfinite(np.load(out)).all():
         raise FailedError("the output is not finite")
-    entry = {"size_bytes": made.size_bytes}
+    # Before thousands of samples are judged, which take memory of their own.
+    entry = {"size_bytes": made.size_bytes, "memory_mb": engine.ask("prepare", x=str(first))["memory_mb"]}
     if candidate.build.partition(":")[0] != "given":
         entry |= {"seconds": made.seconds, "peak_mb": made.peak_mb}
     return entry, engine
@@ -190,16 +191,13 @@ def _judge(
         _tell(f"{network.name}: {name} {entries[name]['quality']}")
 
 
-def _interleaved(
-    served: Mapping[str, Served], inputs: Inputs, entries: Entries, rounds: int
-) -> dict[str, list[float]]:
+def _interleaved(served: Mapping[str, Served], inputs: Inputs, rounds: int) -> dict[str, list[float]]:
     """Time the files in turn, as `measure.interleaved` does, each in its own process."""
     sample = inputs.folder / "sample.npy"
     np.save(sample, np.load(inputs.folder / "evaluation.npy")[:1])
     repeats: dict[str, int] = {}
     for name, engine in served.items():
         found = engine.ask("prepare", x=str(sample))
-        entries[name]["memory_mb"] = found["memory_mb"]
         repeats[name] = max(1, round(SAMPLE_MS / max(found["ms"], 1e-4)))
     times: dict[str, list[float]] = {name: [] for name in served}
     names, generator = list(served), random.Random(0)
