@@ -9,13 +9,8 @@ from benchmarks.compressed import compressed
 from benchmarks.peers.inputs import Inputs
 
 
-def build_onnx(inputs: Inputs, out: Path) -> None:
-    """Write `out`, the ONNX file of a bundle with both files."""
-    _compress(inputs, out, formats=("onnx", "tflite"))
-
-
-def build_tflite(inputs: Inputs, out: Path) -> None:
-    """Write `out`, the TFLite file of such a bundle."""
+def build(inputs: Inputs, out: Path) -> None:
+    """Write `out`, by its ending the ONNX or the TFLite file of a bundle with both."""
     _compress(inputs, out, formats=("onnx", "tflite"))
 
 

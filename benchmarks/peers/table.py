@@ -49,11 +49,11 @@ CANDIDATES: tuple[Candidate, ...] = (
     Candidate("ort-percentile", ".onnx", "ort_static:build_percentile", "onnxruntime", timed=False),
     Candidate("neural-compressor", ".onnx", "neural_compressor_onnx:build", "neural-compressor"),
     Candidate("olive", ".onnx", "olive_static:build", "olive"),
-    Candidate("edgekit-onnx", ".onnx", "ours:build_onnx"),
+    Candidate("edgekit-onnx", ".onnx", "ours:build"),
     Candidate("litert-float", ".tflite", "given:tflite"),
     Candidate("ai-edge-quantizer", ".tflite", "ai_edge_quantizer:build", "ai-edge-quantizer"),
     Candidate("litert-pt2e", ".tflite", "litert_pt2e:build", "litert-torch"),
-    Candidate("edgekit-tflite", ".tflite", "ours:build_tflite"),
+    Candidate("edgekit-tflite", ".tflite", "ours:build"),
     # ai-edge-quantizer's files take and give int8: like is compared with like.
     Candidate("edgekit-tflite-int8-ends", ".tflite", "ours:build_tflite_int8_ends"),
     Candidate("openvino-float", ".xml", "nncf_openvino:build_float", "nncf", "nncf"),

@@ -14,8 +14,8 @@ from edgekit.bench.predict.ops import MACS, Op
 from edgekit.errors import UsageError
 from edgekit_devices import Cluster, Profile
 
-# Share of it that stays where instructions run in order and one multiplication over 128 bits fills a cycle, so that
-# loads have no place beside it.
+# Share of a core's peak that stays where instructions run in order and one multiplication over 128 bits fills a cycle,
+# so that loads have no place beside it.
 IN_ORDER: Final = 0.6
 
 

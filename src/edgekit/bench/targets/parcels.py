@@ -113,14 +113,19 @@ def _of_file(path: Path) -> dict[str, Path]:
     """A file, and those beside it that hold the weights of an ONNX file which has them outside.
 
     Raises:
-        UsageError: it is no ONNX file, or a file of weights is not there.
+        UsageError: a file of weights is not there, or not in this folder.
     """
     found = {path.name: path}
     if path.suffix != ".onnx" or not path.is_file():
         return found
     for name in _outside(path):
         there = path.parent / name
-        if not there.is_file() or not there.resolve().is_relative_to(path.parent.resolve()):
+        # The name is the file's own word, and is a path on the device, too.
+        if (
+            ".." in Path(name).parts
+            or not there.is_file()
+            or not there.resolve().is_relative_to(path.parent.resolve())
+        ):
             raise UsageError(
                 f"{path}: its weights are in {name}, which is not beside it",
                 expected="the file of weights in the folder of the model, as it was exported",
