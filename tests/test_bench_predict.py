@@ -22,7 +22,8 @@ from edgekit.bench.predict.calibrate import calibrate, content_of, to_toml
 from edgekit.bench.predict.cores import CORES, class_ms, fastest
 from edgekit.bench.predict.intervals import COVERAGE, Residual, evidence, spread
 from edgekit.bench.predict.ops import KINDS, PRECISIONS, elementwise, weighted
-from edgekit.bench.predict.probes import Probe, layers, probes
+from edgekit.bench.predict.probe import Probe
+from edgekit.bench.predict.probes import layers, probes
 from edgekit.bench.predict.rates import STREAM, Rates
 from edgekit.errors import UsageError
 from edgekit_devices import Calibration, Cluster, Point, load_profile, names, read_profile
@@ -99,7 +100,7 @@ def test_every_kind_of_probe_runs_and_is_read_as_itself(format: str, precision: 
         assert found, kind
         assert {op.precision for op in found} == {precision}
         if probe.layer is None and kind != "activation":
-            assert {op.work for op in found} == {probe.op.work}
+            assert {(op.work, op.shape) for op in found} == {(probe.op.work, probe.op.shape)}
 
 
 def test_probes_are_spread_and_of_a_bearable_size() -> None:

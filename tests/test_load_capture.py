@@ -107,6 +107,27 @@ def test_recurrent_states_as_outputs_keep_batch_one():
     assert [o.shape for o in program.outputs] == [(1, 5, 4), (1, 1, 4), (1, 1, 4)]
 
 
+class Reserved(torch.nn.Module):
+    """Submodules and a buffer named like attributes of `torch.fx.GraphModule`; one of the ways out is taken, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code, self.code_, self.recompile = (torch.nn.Linear(4, 4) for _ in range(3))
+        self.register_buffer("graph", torch.arange(4.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[n, 4]` to `[n, 4]`."""
+        return self.recompile(self.code_(self.code(x)) + self.graph)
+
+
+@pytest.mark.parametrize("form", ["module", "exported", "traced"])
+def test_submodules_may_have_the_names_that_torch_fx_has_for_itself(form, tmp_path):
+    module, rows = Reserved().eval(), (torch.randn(3, 4),)
+    example = (torch.randn(1, 4),)
+    program = load_candidate(saved(form, module, example, tmp_path / "m"), example=example).program
+    assert_same(program, module, rows)
+
+
 def test_names_come_from_the_model():
     program = load_candidate(TwoHeads(), input_shapes=[(1, 1, 6, 6), (1, 3)]).program
     assert [i.name for i in program.inputs] == ["image", "meta"]

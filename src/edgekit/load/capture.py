@@ -19,6 +19,7 @@ from edgekit.load.failures import capture_failure
 from edgekit.load.graph import flatten, index_bounds
 from edgekit.load.inplace import NotFunctional
 from edgekit.load.rebatch import Replay
+from edgekit.load.reserved import without_reserved_names
 from edgekit_converters.errors import LoweringError
 from edgekit_converters.program import Program, TensorInfo
 from edgekit_converters.source import find_source
@@ -234,6 +235,7 @@ def _for_varargs(module: torch.nn.Module, shapes: Any) -> Any:
 
 def flatten_exported(exported: torch.export.ExportedProgram) -> tuple[GraphModule, tuple[str, ...]]:
     """Flat graph and notes; in-place ops tangled with views go through torch's own pass."""
+    exported = without_reserved_names(exported)
     try:
         return flatten(exported.module(check_guards=False))
     except NotFunctional:

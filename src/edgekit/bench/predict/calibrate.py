@@ -19,10 +19,12 @@ from edgekit.bench.layers.float_onnx import float_onnx_file
 from edgekit.bench.layers.measure import BATCH, YARDSTICK, copies_of, undisturbed
 from edgekit.bench.layers.onnx_file import onnx_file
 from edgekit.bench.layers.tflite_file import tflite_file
-from edgekit.bench.predict.chains import chain
+from edgekit.bench.predict.onnx_chains import onnx_chain
 from edgekit.bench.predict.ops import PRECISIONS, elementwise
-from edgekit.bench.predict.probes import LINKS, Probe, op_of, probes
+from edgekit.bench.predict.probe import LINKS, Probe
+from edgekit.bench.predict.probes import op_of, probes
 from edgekit.bench.predict.rates import STREAM
+from edgekit.bench.predict.tflite_chains import tflite_chain
 from edgekit.bench.results import ModelFile, Spec
 from edgekit.bench.runners import open_onnx, runner, tflite_runner
 from edgekit.bench.targets import Told, silent
@@ -34,6 +36,8 @@ FORMATS: Final = ("onnx", "tflite")
 FEW_LINKS: Final = 1
 TINY: Final = 64
 LEAST_MS: Final = 1e-6
+
+CHAINS: Final = {"onnx": onnx_chain, "tflite": tflite_chain}
 
 Times = Callable[[Mapping[str, Path], int], Mapping[str, float]]
 """Milliseconds of one call of each file with so many threads."""
@@ -82,7 +86,7 @@ def _table(
     ms: list[float] = []
     with tempfile.TemporaryDirectory(prefix="edgekit-calibrate-") as folder:
         short = Path(folder) / f"short.{format}"
-        short.write_bytes(chain(empty, format, FEW_LINKS))
+        short.write_bytes(CHAINS[format](empty, FEW_LINKS))
         few: list[float] = []
         for start in range(0, len(wanted), BATCH):
             part(start / len(wanted))
@@ -120,7 +124,7 @@ def count_of(probe: Probe) -> int:
 def content_of(probe: Probe, format: str) -> bytes:
     """The bytes of the file that times a probe."""
     if probe.layer is None:
-        return chain(probe, format, LINKS)
+        return CHAINS[format](probe, LINKS)
     copies, floating = count_of(probe), probe.op.precision == "float32"
     if format == "tflite":
         return tflite_file(probe.layer, copies, floating=floating)

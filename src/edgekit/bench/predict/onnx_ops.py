@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from edgekit.bench.predict.ops import Op, Shape, convolution, elementwise, weighted
+from edgekit.bench.predict.ops import Op, Shape, convolution, elementwise, piece, turned, weighted
 from edgekit.errors import UsageError
 
 # Only other axes for the same bytes, or known before the first run.
@@ -19,6 +19,8 @@ FREE: Final = frozenset(
 # Fused into what they follow.
 CLAMPS: Final = frozenset({"Relu", "Clip"})
 BEFORE_CLAMP: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Add"})
+# Fused into convolutions in float.
+BENT: Final = frozenset({"Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "LeakyRelu"})
 ELEMENTWISE: Final[Mapping[str, str]] = {
     **dict.fromkeys(("Softmax", "LogSoftmax", "QLinearSoftmax"), "softmax"),
     **dict.fromkeys(
@@ -41,12 +43,11 @@ ELEMENTWISE: Final[Mapping[str, str]] = {
         "activation",
     ),
     **dict.fromkeys(("Pow", "Sqrt", "Div", "Sin", "Cos", "Mish", "Swish"), "activation"),
-    **dict.fromkeys(
-        ("Concat", "Slice", "Split", "Pad", "Gather", "GatherND", "Expand", "Tile"),
-        "move",
-    ),
+    **dict.fromkeys(("Concat", "Slice", "Split", "Gather", "GatherND", "Expand", "Tile"), "move"),
+    **dict.fromkeys(("ScatterND", "Where"), "move"),
+    **dict.fromkeys(("DepthToSpace", "SpaceToDepth"), "shuffle"),
     "Resize": "resize",
-    **dict.fromkeys(("DepthToSpace", "SpaceToDepth", "ScatterND", "Where"), "move"),
+    "Pad": "pad",
     **dict.fromkeys(("Clip", "Relu", "LeakyRelu", "PRelu", "Min", "Max", "Abs", "Neg"), "clip"),
     **dict.fromkeys(
         ("GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2"), "reduce"
@@ -76,6 +77,9 @@ CARRIED: Final = frozenset(
     {"Add", "Mul", "Sub", "Relu", "Clip", "Sigmoid", "HardSwish", "HardSigmoid", "QuantizeLinear"}
     | {"DequantizeLinear", "BatchNormalization", "Concat"}
 )
+CHANNELS_LAST: Final = (0, 2, 3, 1)
+# They read no more than they write.
+CUTTING: Final = frozenset({"Slice", "Gather", "GatherND"})
 # Fewer channels than in a block are read as they are.
 BLOCK: Final = 8
 EIGHT_BITS: Final = (2, 3)  # TensorProto UINT8, INT8
@@ -121,6 +125,7 @@ class _Graph:
             if value.type.tensor_type.elem_type in EIGHT_BITS:
                 self.integers.add(value.name)
         self.constants: set[str] = set()
+        self.stored = {tensor.name: tensor for tensor in graph.initializer}
         for tensor in graph.initializer:
             self.shapes[tensor.name] = tuple(tensor.dims)
             self.constants.add(tensor.name)
@@ -143,11 +148,13 @@ class _Graph:
             if op is not None:
                 yield op
             yield from self._turned(node)
+            if node.op_type in ("Softmax", "LogSoftmax"):
+                yield from self._to_last(node)
 
     def _turned(self, node: Any) -> Iterable[Op]:
         """Copies into another order of axes that ONNX Runtime puts in front of a node."""
         blocked = node.op_type in BLOCKED
-        if node.op_type in CARRIED:
+        if self._carries(node):
             return
         for name in dict.fromkeys(node.input):
             shape = self.shapes.get(name, ())
@@ -159,21 +166,46 @@ class _Graph:
                 and blocked != self._in_blocks(name)
             ):
                 integers = name in self.integers or self.makers[name].op_type == "DequantizeLinear"
-                precision = "int8" if integers else "float32"
-                yield elementwise("transpose", precision, math.prod(shape), name=f"order of {name}")
+                label = f"order of {name}"
+                if integers:
+                    yield turned("int8", shape, CHANNELS_LAST, label)
+                else:
+                    # Into blocks of channels, which takes no longer than a copy.
+                    yield elementwise(
+                        "move", "float32", math.prod(shape), run=math.prod(shape[2:]), name=label
+                    )
+
+    def _to_last(self, node: Any) -> Iterable[Op]:
+        """In float, what is not along the last axis has it put there and back."""
+        shape = self._shape(node.input[0])
+        axis, order = int(_attribute(node, "axis", -1)) % len(shape), list(range(len(shape)))
+        if axis == len(shape) - 1 or self._in_integers(node):
+            return
+        order[axis], order[-1] = order[-1], order[axis]
+        for source in (shape, tuple(shape[i] for i in order)):
+            yield turned("float32", source, order, f"order of {node.name}")
 
     def _in_blocks(self, name: str) -> bool:
         """Is a tensor made by convolutions, or by what hands on their order?"""
         maker = self.makers.get(name)
-        while maker is not None and maker.op_type in CARRIED:
+        while maker is not None and self._carries(maker):
             maker = self.makers.get(maker.input[0])
         return maker is not None and maker.op_type in BLOCKED
+
+    def _carries(self, node: Any) -> bool:
+        """Does it hand on the order of axes? In float only what has equal shapes does."""
+        if node.op_type not in CARRIED:
+            return False
+        shapes = {self.shapes.get(name) for name in node.input if name not in self.constants}
+        return node.op_type not in ("Add", "Mul", "Sub") or len(shapes) == 1 or self._in_integers(node)
 
     def _op(self, node: Any) -> Op | None:
         kind = node.op_type
         if kind in ("QuantizeLinear", "DequantizeLinear"):
             return self._conversion(node)
         if kind in CLAMPS and self._follows(node):
+            return None
+        if self._is_swish(node) or (kind in BENT and self._ends_convolution(node)):
             return None
         precision = "int8" if self._in_integers(node) or kind.endswith("Integer") else "float32"
         read = _BY_TYPE.get(kind, _Graph._small)
@@ -190,12 +222,65 @@ class _Graph:
         if kind in POOLS:
             taps = math.prod(_attribute(node, "kernel_shape", (1,)))
             return elementwise(POOLS[kind], precision, math.prod(result), taps=taps, name=node.name)
-        return elementwise(ELEMENTWISE.get(kind, "add"), precision, elements, name=node.name)
+        source = self._shape(node.input[0])
+        if kind == "Transpose":
+            backwards = tuple(reversed(range(len(source))))
+            return turned(precision, source, _attribute(node, "perm", backwards), node.name)
+        found = ELEMENTWISE.get(kind, "add")
+        if kind == "Slice" and len(node.input) > 4 and any(n != 1 for n in self._integers(node.input[4])):
+            found = "slice"
+        if kind in CUTTING:
+            elements = math.prod(result)
+        if kind == "Resize" and _attribute(node, "mode", b"nearest") == b"nearest":
+            found = "nearest"
+        run = 1 if found == "slice" else self._run(node, source, result)
+        return elementwise(found, precision, elements, run=run, name=node.name)
+
+    def _run(self, node: Any, source: Shape, result: Shape) -> int:
+        """Elements that lie side by side before and after, or that belong together otherwise."""
+        kind, rank = node.op_type, len(result)
+        if kind in ("Softmax", "LogSoftmax"):
+            return source[int(_attribute(node, "axis", -1)) % rank]
+        if kind in ("LayerNormalization", "RMSNormalization"):
+            return math.prod(source[_attribute(node, "axis", -1) % rank :])
+        if kind in ("InstanceNormalization", "GroupNormalization"):
+            return math.prod(source[2:])
+        if kind in ("Concat", "Split"):
+            whole = result if kind == "Concat" else source
+            parts = len(node.input) if kind == "Concat" else len(node.output)
+            return math.prod(whole[_attribute(node, "axis", 0) % rank :]) // max(1, parts)
+        if ELEMENTWISE.get(kind) in ("move", "pad") and len(source) == rank:
+            return piece(source, result)
+        return 1
+
+    def _is_swish(self, node: Any) -> bool:
+        """A tensor times its sigmoid: ONNX Runtime makes one operator of both, in float."""
+        if node.op_type != "Mul" or node.input[0] == node.input[1]:
+            return False
+        for one, other in (node.input, reversed(node.input)):
+            maker = self.makers.get(one)
+            if maker is not None and maker.op_type == "Sigmoid" and list(maker.input) == [other]:
+                return not self._in_integers(maker)
+        return False
+
+    def _ends_convolution(self, node: Any) -> bool:
+        """Is it computed by the float convolution that it follows?"""
+        maker = self.makers.get(node.input[0])
+        alone = maker is not None and maker.op_type == "Conv" and len(self.users[node.input[0]]) == 1
+        return alone and not self._in_integers(maker)
+
+    def _integers(self, name: str) -> list[int]:
+        """Of a constant; empty where it is none."""
+        from onnx import numpy_helper
+
+        found = self.stored.get(name)
+        return [] if found is None else [int(n) for n in numpy_helper.to_array(found).ravel()]
 
     def _product(self, node: Any, precision: str, result: Shape) -> Op:
         left, constant = self._shape(node.input[0]), node.input[1] in self.constants
-        turned = node.op_type == "Gemm" and _attribute(node, "transA", 0)
-        depth = left[0] if turned else left[-1] if left else 1
+        depth = left[-1] if left else 1
+        if node.op_type == "Gemm" and _attribute(node, "transA", 0):
+            depth = left[0]
         outs = result[-1] if result else 1
         positions = max(1, math.prod(result) // max(1, outs))
         return weighted(

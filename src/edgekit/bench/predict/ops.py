@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Final
 
 # Kinds whose work is counted in multiply-accumulates, and those of which it is elements that are read or written.
-COMPUTING: Final = ("conv", "depthwise", "transposed", "linear", "matmul", "recurrent")
+COMPUTING: Final = ("conv", "grouped", "depthwise", "transposed", "linear", "matmul", "recurrent")
 MOVING: Final = (
     *("add", "mul", "clip", "activation", "gelu", "pool", "average"),
-    *("reduce", "softmax", "norm", "convert", "move", "transpose", "resize"),
+    *("reduce", "softmax", "norm", "convert", "copy", "move", "slice", "transpose"),
+    *("nearest", "repeat", "resize", "pad", "mirror", "shuffle"),
 )
 MACS: Final = frozenset(COMPUTING)
 KINDS: Final = (*COMPUTING, *MOVING)
@@ -29,10 +30,11 @@ class Op:
         kind: from `KINDS`.
         precision: that it computes in, from `PRECISIONS`.
         work: multiply-accumulates for the kinds of `MACS`, else elements.
-        depth: input channels that one result sums over.
-        outs: output channels.
+        depth: input channels that one result sums over; without multiplications, the neighbours that are handled
+            together: a row of softmax, what lies in one piece where data are moved.
+        outs: output channels, of one group; of a transposition, the shorter side.
         taps: elements of the kernel or window.
-        positions: results of each output channel.
+        positions: results of each output channel over all groups; without multiplications, the pieces.
         weight_bytes: of constants that are read.
         moved_bytes: of activations that are read and written.
         name: in its file, for people.
@@ -108,12 +110,17 @@ def convolution(precision: str, weight: Shape, groups: int, result: Shape, reads
         name: in its file.
     """
     outs, depth = weight[0], weight[1]
-    kind = "depthwise" if depth == 1 and groups > 1 else "conv"
     positions = math.prod((result[0], *result[2:]))
+    kind = "depthwise" if depth == 1 and groups > 1 else "grouped" if groups > 1 else "conv"
+    if kind == "grouped":
+        # Runtimes go from group to group.
+        outs, positions = outs // groups, positions * groups
     return weighted(kind, precision, (depth, outs, math.prod(weight[2:]), positions), reads=reads, name=name)
 
 
-def elementwise(kind: str, precision: str, elements: int, *, taps: int = 1, name: str = "") -> Op:
+def elementwise(
+    kind: str, precision: str, elements: int, *, taps: int = 1, run: int = 1, wide: int = 1, name: str = ""
+) -> Op:
     """An operator that does a little for each element.
 
     Args:
@@ -121,12 +128,63 @@ def elementwise(kind: str, precision: str, elements: int, *, taps: int = 1, name
         precision: that it computes in.
         elements: of its result, or of its input where that is larger.
         taps: elements of the window of a pool.
+        run: neighbours that are handled together.
+        wide: the shorter side of what is transposed.
         name: in its file.
     """
-    moved = 2 * elements * BYTES[precision]
-    return Op(
-        kind, precision, elements * taps, taps=taps, positions=max(1, elements), moved_bytes=moved, name=name
-    )
+    moved, run = 2 * elements * BYTES[precision], max(1, min(run, elements))
+    pieces = max(1, elements // run)
+    return Op(kind, precision, elements * taps, run, max(1, wide), taps, pieces, moved_bytes=moved, name=name)
+
+
+def turned(precision: str, shape: Shape, order: Sequence[int], name: str = "") -> Op:
+    """A transposition: axes at the end that stay there move as one piece.
+
+    Where two blocks of axes change places, as channels and pixels do, the smaller one counts; any other order has none.
+
+    Args:
+        precision: that it computes in.
+        shape: of the input.
+        order: of its axes in the result.
+        name: in its file.
+    """
+    elements, blocks = math.prod(shape), _blocks(shape, order)
+    if len(blocks) < 2:
+        return elementwise("copy", precision, elements, run=elements, name=name)
+    last, size = blocks[-1]
+    if last == len(blocks) - 1:
+        return elementwise("transpose", precision, elements, run=size, name=name)
+    moving = [size for at, (first, size) in enumerate(blocks) if at or first]
+    wide = min(moving) if len(moving) == 2 else 1
+    return elementwise("transpose", precision, elements, wide=wide, name=name)
+
+
+def _blocks(shape: Shape, order: Sequence[int]) -> list[tuple[int, int]]:
+    """Axes that stay side by side as one, in the order of the result: where each was, and its elements."""
+    several = [axis for axis, n in enumerate(shape) if n > 1]
+    found: list[list[int]] = []
+    for rank in (several.index(axis) for axis in order if shape[axis] > 1):
+        if found and found[-1][-1] == rank - 1:
+            found[-1].append(rank)
+        else:
+            found.append([rank])
+    firsts = sorted(block[0] for block in found)
+    return [(firsts.index(block[0]), math.prod(shape[several[rank]] for rank in block)) for block in found]
+
+
+def piece(whole: Shape, part: Shape) -> int:
+    """Elements that lie side by side in a tensor and in what is cut out of it or put around it.
+
+    Args:
+        whole: its axes.
+        part: of the other one, as many.
+    """
+    size = 1
+    for one, other in zip(reversed(whole), reversed(part), strict=True):
+        size *= min(one, other)
+        if one != other:
+            break
+    return size
 
 
 def total(ops: Sequence[Op], of: Callable[[Op], int]) -> int:

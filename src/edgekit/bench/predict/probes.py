@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from edgekit.bench.layers import LayerShape
 from edgekit.bench.layers.onnx_file import as_exported
-from edgekit.bench.predict.ops import MOVING, Op, elementwise, weighted
+from edgekit.bench.predict.light import light
+from edgekit.bench.predict.ops import Op, convolution, weighted
+from edgekit.bench.predict.probe import Probe
 
 # Input and output channels of 1×1 convolutions, of square and of widening and narrowing ones.
 POINTWISE: Final = (
@@ -17,6 +18,7 @@ POINTWISE: Final = (
     *((128, 128), (128, 512), (512, 128), (256, 256), (256, 1024), (1024, 256), (512, 512), (1024, 1024)),
     *((24, 72), (72, 24), (88, 40), (58, 58), (116, 116), (232, 232), (48, 120), (576, 96)),
     *((24, 144), (144, 24), (96, 40), (40, 240), (240, 80), (480, 112)),
+    *((8, 1), (32, 2), (64, 4), (256, 3), (128, 1)),
 )
 SQUARE: Final = (
     *(
@@ -32,18 +34,25 @@ SQUARE: Final = (
         (256, 256),
     ),
     (512, 512),
+    *((16, 1), (32, 3), (32, 4), (64, 2), (128, 6)),
 )
+# Channels and groups of what is between ordinary and depthwise convolutions, by the size of their kernel.
+GROUPED: Final = {
+    1: ((240, 3), (64, 2), (256, 8)),
+    3: ((32, 4), (64, 4), (128, 4), (64, 16), (128, 32), (256, 8), (256, 64)),
+}
 # Channels of depthwise convolutions by the size of their kernel.
 DEPTHWISE: Final = {
     1: (16, 64, 240),
     3: (8, 16, 24, 58, 72, 116, 32, 64, 96, 144, 240, 480, 960),
-    5: (40, 72, 144, 240, 480),
-    7: (48, 96, 192, 384),
+    5: (16, 32, 40, 72, 144, 240, 480),
+    7: (40, 48, 96, 192, 384),
 }
 # Channels in and out, kernel, stride, padding, side.
 STRIDED: Final = (
     *((3, 16, 3, 2, 1, 224), (3, 32, 3, 2, 1, 96), (1, 16, 3, 1, 1, 32), (3, 16, 3, 1, 1, 32)),
     *((3, 64, 7, 2, 3, 224), (3, 96, 4, 4, 0, 224), (3, 192, 16, 16, 0, 224), (96, 192, 2, 2, 0, 56)),
+    *((1, 32, 5, 1, 2, 56), (1, 64, 3, 1, 1, 56), (1, 8, 7, 2, 3, 112)),
     *((32, 64, 3, 2, 1, 56), (64, 128, 3, 2, 1, 56), (16, 32, 5, 1, 2, 28), (64, 64, 5, 1, 2, 14)),
 )
 # Rows, inputs and outputs of linear layers.
@@ -64,34 +73,9 @@ SIDES: Final = (112, 56, 28, 14, 7, 4)
 LEAST_MACS, MOST_MACS = 30_000, 60_000_000
 MOST_ELEMENTS: Final = 800_000
 
-ELEMENTS: Final = (512, 8_192, 65_536, 262_144)
-# Heads, rows and width of products of activations.
-PRODUCTS: Final = ((2, 16, 16), (3, 64, 64), (4, 128, 128), (3, 197, 197))
-POOL_TAPS: Final = 9
-# Operators without weights that follow one another in a file.
-LINKS: Final = 9
 # Linear layers of one row whose weights have so many bytes together: from when on they come from main memory.
 STREAM_WIDTH: Final = 1024
 STREAMED: Final = tuple(mb * 2**20 for mb in (4, 16, 64, 160))
-# Length of what softmax and norm go over.
-ROW: Final = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """An operator to time.
-
-    Attributes:
-        op: as a file with it would be read.
-        layer: its shape, where it has weights.
-        dims: `[1, side, side, channels]`, `[rows, row]` or `[heads, rows, width]`, where it has none.
-        copies: of a layer whose weights are to fill memory; None leaves their number to its work.
-    """
-
-    op: Op
-    layer: LayerShape | None = None
-    dims: tuple[int, ...] = ()
-    copies: int | None = None
 
 
 def probes(format: str, precision: str) -> tuple[Probe, ...]:
@@ -106,26 +90,7 @@ def probes(format: str, precision: str) -> tuple[Probe, ...]:
         # In integers neither runtime has them; LiteRT has another kernel where the weights come from integers.
         found += [_of_layer(shape, format, precision) for shape in upward()]
     found += [_streamed(precision, total) for total in STREAMED]
-    for kind in MOVING:
-        # Neither runtime has it in integers, and LiteRT not as one operator.
-        if kind == "norm" and (precision == "int8" or format == "tflite"):
-            continue
-        if kind == "gelu" and precision == "int8":
-            continue
-        if kind == "convert" and precision == "float32":
-            continue
-        # In ONNX Runtime it is in float, between conversions.
-        if (kind, format, precision) == ("resize", "onnx", "int8"):
-            continue
-        # In LiteRT it is part of what it follows; ONNX Runtime has fast pools behind a convolution only.
-        if (kind, format) == ("clip", "tflite") or (kind, format, precision) == ("pool", "onnx", "int8"):
-            continue
-        found += [_small(kind, precision, elements) for elements in ELEMENTS]
-    if precision == "float32":
-        for heads, rows, width in PRODUCTS:
-            shape = (width, width, 1, heads * rows)
-            found.append(Probe(weighted("matmul", precision, shape), dims=(heads, rows, width)))
-    return tuple(found)
+    return (*found, *light(format, precision))
 
 
 def layers() -> tuple[LayerShape, ...]:
@@ -140,6 +105,9 @@ def layers() -> tuple[LayerShape, ...]:
             found += _sized([square(n, n, kernel, side, groups=n) for side in SIDES], 3)
     for n in (32, 96, 240, 480):
         found += _sized([square(n, n, 3, side, groups=n, stride=2) for side in SIDES], 1)
+    for kernel, pairs in GROUPED.items():
+        for n, groups in pairs:
+            found += _sized([square(n, n, kernel, side, groups=groups) for side in SIDES], 3)
     for ins, outs, kernel, stride, padding, side in STRIDED:
         pair = (kernel,) * 2, (stride,) * 2, (1, 1), (padding,) * 2
         found.append(LayerShape("conv2d", ins, outs, *pair, 1, (side, side)))
@@ -174,13 +142,14 @@ def square(ins: int, outs: int, kernel: int, side: int, *, groups: int = 1, stri
 def op_of(shape: LayerShape, precision: str) -> Op:
     """A layer as the readers of files see it."""
     rows = shape.op == "linear"
-    kind = (
-        "linear" if rows else "depthwise" if shape.depthwise else "transposed" if shape.transposed else "conv"
-    )
     depth, taps = shape.in_channels // shape.groups, math.prod(shape.kernel)
     positions = math.prod(shape.size if shape.transposed else shape.output_size)
     reads = shape.in_channels * math.prod(shape.size)
-    return weighted(kind, precision, (depth, shape.out_channels, taps, positions), reads=reads)
+    if rows or shape.transposed:
+        kind = "linear" if rows else "transposed"
+        return weighted(kind, precision, (depth, shape.out_channels, taps, positions), reads=reads)
+    weight, result = (shape.out_channels, depth, *shape.kernel), (1, shape.out_channels, *shape.output_size)
+    return convolution(precision, weight, shape.groups, result, reads, "")
 
 
 def _of_layer(shape: LayerShape, format: str, precision: str) -> Probe:
@@ -192,17 +161,6 @@ def _streamed(precision: str, total: int) -> Probe:
     shape = LayerShape("linear", STREAM_WIDTH, STREAM_WIDTH, size=(1,))
     op = op_of(shape, precision)
     return Probe(op, layer=shape, copies=total // op.weight_bytes)
-
-
-def _small(kind: str, precision: str, elements: int) -> Probe:
-    if kind in ("softmax", "norm"):
-        return Probe(elementwise(kind, precision, elements), dims=(elements // ROW, ROW))
-    side = math.isqrt(elements // 32)
-    taps = POOL_TAPS if kind in ("pool", "average") else 1
-    # Two tensors are joined to one; a picture becomes twice as wide and high.
-    whole = 32 * side * side * {"move": 2, "resize": 4}.get(kind, 1)
-    op = elementwise(kind, precision, whole, taps=taps)
-    return Probe(op, dims=(1, side, side, 32))
 
 
 def _sized(shapes: Iterable[LayerShape], n: int) -> Sequence[LayerShape]:

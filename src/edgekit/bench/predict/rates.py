@@ -1,7 +1,7 @@
 """How fast a kernel works on a shape that nobody timed, from shapes that a calibration did time.
 
-The rate (work a millisecond) of each kind follows a trend over the logarithms of its shape, fitted by least squares;
-what the trend misses at the nearest timed shapes is added. Shapes beyond all that was timed get the rate of the edge.
+The rate (work a millisecond) of each kind is a Gaussian process over the logarithms of its shape. Shapes beyond all
+that was timed get the rate of the edge.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgekit.bench.predict.ops import Op
+from edgekit.bench.predict.process import Process, Vector
 from edgekit_devices import Calibration, Point
-
-Vector = NDArray[np.float64]
 
 # Kinds that were not timed are taken for others that do about as much for each element.
 LIKE: Final = {
@@ -25,12 +23,20 @@ LIKE: Final = {
     "matmul": "linear",
     "depthwise": "conv",
     "transposed": "conv",
+    "grouped": "conv",
     "linear": "conv",
     "mul": "add",
     "clip": "add",
     "reduce": "add",
     "convert": "add",
     "move": "add",
+    "copy": "move",
+    "slice": "move",
+    "pad": "move",
+    "mirror": "transpose",
+    "shuffle": "transpose",
+    "nearest": "move",
+    "repeat": "nearest",
     "transpose": "move",
     "pool": "reduce",
     "average": "pool",
@@ -42,24 +48,17 @@ LIKE: Final = {
 }
 # Points that say how fast weights come in, by how many bytes there are altogether.
 STREAM: Final = "stream"
-NEIGHBOURS: Final = 4
-# Kernels of other sizes are further apart than other counts of channels.
-WEIGHTS: Final = np.array([1.0, 1.0, 2.0, 0.7, 1.5])
 # Counts of channels that kernels make at once, and those that some of them need.
 BLOCK, QUARTER = 16, 4
-# Squared distance, in doublings, within which neighbours count about alike.
-NEAR: Final = 0.1
 # A timed operator is at least this share more than the cheapest of all.
 LEAST: Final = 0.1
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """Timed shapes of one kind with their trend."""
+    """Timed shapes of one kind with what follows for others."""
 
-    shapes: Vector
-    trend: Vector
-    missed: Vector
+    process: Process
     low: Vector
     high: Vector
 
@@ -68,35 +67,20 @@ class _Kind:
         shapes = np.array([_coordinates(point.shape) for point in points])
         net = np.array([max(point.ms - op_ms, LEAST * point.ms) for point in points])
         rates = np.log(np.array([point.work for point in points]) / net)
-        rows = _features(shapes)
-        # A little ridge keeps few or equal shapes from a wild trend.
-        ridge = 0.05 * np.eye(rows.shape[1])
-        ridge[0, 0] = 0.0
-        trend = np.linalg.solve(rows.T @ rows + ridge + 1e-9 * np.eye(len(ridge)), rows.T @ rates)
-        return cls(shapes, trend, rates - rows @ trend, shapes.min(0), shapes.max(0))
+        return cls(Process.fitted(shapes, rates), shapes.min(0), shapes.max(0))
 
     def log_rate(self, shape: tuple[int, int, int, int]) -> float:
-        asked = np.clip(np.array(_coordinates(shape)), self.low, self.high)
-        apart = (((self.shapes - asked) * WEIGHTS) ** 2).sum(1)
-        nearest = np.argsort(apart, kind="stable")[:NEIGHBOURS]
-        closeness = 1 / (apart[nearest] + NEAR)
-        missed = float((self.missed[nearest] * closeness).sum() / closeness.sum())
-        return float((_features(asked[None]) @ self.trend)[0]) + missed
+        return self.process.at(np.clip(np.array(_coordinates(shape)), self.low, self.high))
 
 
 def _coordinates(shape: tuple[int, int, int, int]) -> list[float]:
-    """Logarithms of a shape, and how badly its channels fit into blocks: 0, 1 or 2."""
+    """Logarithms of a shape, and of how much more its channels are in whole blocks."""
     depth, outs = shape[:2]
-    uneven = any(n > QUARTER and n % QUARTER for n in (depth, outs))
-    ragged = (outs > 1 and outs % BLOCK > 0) + uneven
-    return [*(math.log2(n) for n in shape), float(ragged)]
+    return [*(math.log2(n) for n in shape), _rounded_up(outs, BLOCK), _rounded_up(depth, QUARTER)]
 
 
-def _features(shapes: Vector) -> Vector:
-    """A constant, the coordinates, and the squares of depth, outputs and positions: rates level off."""
-    middle = shapes - np.array([5.0, 5.0, 0.0, 7.0, 0.0])
-    bent = middle[:, [0, 1, 3]] ** 2 / 8
-    return np.concatenate([np.ones((len(shapes), 1)), middle, bent], axis=1)
+def _rounded_up(n: int, block: int) -> float:
+    return math.log2(-(-n // block) * block / n) if n > 1 else 0.0
 
 
 @dataclass(frozen=True)
@@ -108,6 +92,7 @@ class Rates:
     """
 
     calibration: Calibration
+    _points: dict[str, list[Point]] = field(init=False, repr=False, compare=False)
     _kinds: dict[str, _Kind] = field(init=False, repr=False, compare=False)
     _streams: list[tuple[float, float]] = field(init=False, repr=False, compare=False)
 
@@ -116,8 +101,9 @@ class Rates:
         for point in self.calibration.points:
             by_kind.setdefault(point.kind, []).append(point)
         streams = by_kind.pop(STREAM, [])
-        kinds = {kind: _Kind.of(points, self.calibration.op_ms) for kind, points in by_kind.items()}
-        object.__setattr__(self, "_kinds", kinds)
+        object.__setattr__(self, "_points", by_kind)
+        # Fitted when they are asked for.
+        object.__setattr__(self, "_kinds", {})
         # Total bytes and bytes a millisecond, ascending.
         found = sorted((1024.0 * point.shape[3], point.work / point.ms) for point in streams)
         object.__setattr__(self, "_streams", found)
@@ -144,9 +130,11 @@ class Rates:
 
     def _computes(self, op: Op) -> float:
         kind: Any = op.kind
-        while kind not in self._kinds:
+        while kind not in self._points:
             if kind not in LIKE:
-                raise ValueError(f"{op.kind}: nothing like it in a calibration of {sorted(self._kinds)}")
+                raise ValueError(f"{op.kind}: nothing like it in a calibration of {sorted(self._points)}")
             kind = LIKE[kind]
+        if kind not in self._kinds:
+            self._kinds[kind] = _Kind.of(self._points[kind], self.calibration.op_ms)
         rate = float(np.exp(self._kinds[kind].log_rate(op.shape)))
         return op.work / rate

@@ -8,10 +8,14 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, Final
 
-from edgekit.bench.predict.ops import Op, Shape, convolution, elementwise, weighted
+import numpy as np
+
+from edgekit.bench.predict.ops import Op, Shape, convolution, elementwise, piece, turned, weighted
 from edgekit.errors import UsageError
 
-FREE: Final = frozenset({"RESHAPE", "SQUEEZE", "EXPAND_DIMS", "SHAPE", "CAST", "FILL", "RANGE"})
+FREE: Final = frozenset({"SHAPE", "CAST", "FILL", "RANGE"})
+# The same bytes under other axes, in another place.
+COPIES: Final = frozenset({"RESHAPE", "SQUEEZE", "EXPAND_DIMS"})
 ELEMENTWISE: Final = {
     **dict.fromkeys(("SOFTMAX", "LOG_SOFTMAX"), "softmax"),
     **dict.fromkeys(("L2_NORMALIZATION", "LOCAL_RESPONSE_NORMALIZATION"), "norm"),
@@ -19,13 +23,14 @@ ELEMENTWISE: Final = {
         ("LOGISTIC", "TANH", "HARD_SWISH", "EXP", "LOG", "ELU", "POW", "SQRT", "RSQRT", "DIV"),
         "activation",
     ),
-    **dict.fromkeys(
-        ("CONCATENATION", "SLICE", "STRIDED_SLICE", "SPLIT", "SPLIT_V", "PAD", "PADV2", "PACK"),
-        "move",
-    ),
+    **dict.fromkeys(("CONCATENATION", "SLICE", "STRIDED_SLICE", "SPLIT", "SPLIT_V", "PAD", "PACK"), "move"),
     **dict.fromkeys(("UNPACK", "GATHER", "GATHER_ND", "TILE", "BROADCAST_TO", "REVERSE_V2"), "move"),
-    **dict.fromkeys(("DEPTH_TO_SPACE", "SPACE_TO_DEPTH", "RESIZE_NEAREST_NEIGHBOR"), "move"),
+    **dict.fromkeys(("DEPTH_TO_SPACE", "SPACE_TO_DEPTH"), "shuffle"),
+    **dict.fromkeys(COPIES, "copy"),
+    "RESIZE_NEAREST_NEIGHBOR": "nearest",
     "RESIZE_BILINEAR": "resize",
+    "MIRROR_PAD": "mirror",
+    "PADV2": "pad",
     **dict.fromkeys(("RELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "LEAKY_RELU", "PRELU", "ABS"), "clip"),
     **dict.fromkeys(("MINIMUM", "MAXIMUM", "NEG"), "clip"),
     **dict.fromkeys(("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN"), "reduce"),
@@ -35,7 +40,9 @@ ELEMENTWISE: Final = {
     "GELU": "gelu",
 }
 POOLS: Final = {"MAX_POOL_2D": "pool", "AVERAGE_POOL_2D": "average", "L2_POOL_2D": "average"}
-FOLDED: Final = FREE | {"DEQUANTIZE", "QUANTIZE"}
+# They read no more than they write.
+CUTTING: Final = frozenset({"SLICE", "STRIDED_SLICE", "GATHER", "GATHER_ND"})
+FOLDED: Final = FREE | COPIES | {"DEQUANTIZE", "QUANTIZE"}
 # What is done to the weights of a transposed convolution.
 TURNING: Final = frozenset({"REVERSE_V2", "TRANSPOSE"})
 INTEGERS: Final = frozenset({"INT8", "UINT8", "INT16"})
@@ -123,7 +130,7 @@ class _Graph:
         """An integer operator on one tensor, or on one and a single constant: 256 values to look up."""
         if self._type(outs[0]) not in INTEGERS or self._type(ins[0]) not in INTEGERS:
             return False
-        if ELEMENTWISE.get(name) in ("activation", "clip", "gelu") and len(ins) == 1:
+        if ELEMENTWISE.get(name) in ("activation", "clip") and len(ins) == 1:
             return True
         single = len(ins) == 2 and ins[1] in self.constants and math.prod(self._shape(ins[1])) == 1
         return single and name in ("ADD", "MUL", "SUB")
@@ -146,13 +153,47 @@ class _Graph:
             source = self._shape(ins[0])
             shape = (source[-1] + result[-1], 4 * result[-1], 1, math.prod(source[:-1]))
             return weighted("recurrent", precision, shape, reads=reads, name=label)
+        return self._small(name, operator, precision, ins, result, label)
+
+    def _small(
+        self, name: str, operator: Any, precision: str, ins: list[int], result: Shape, label: str
+    ) -> Op:
         if name in POOLS:
             options = operator.builtinOptions
             taps = options.filterHeight * options.filterWidth
             return elementwise(POOLS[name], precision, math.prod(result), taps=taps, name=label)
+        if name == "TRANSPOSE" and ins[1] in self.constants:
+            return turned(precision, self._shape(ins[0]), self._integers(ins[1]), label)
         most = max((math.prod(self._shape(i)) for i in ins if i not in self.constants), default=0)
-        kind = "activation" if self._is_table(name, ins, outs) else ELEMENTWISE.get(name, "add")
-        return elementwise(kind, precision, max(most, math.prod(result)), name=label)
+        kind = "activation" if int(operator.outputs[0]) in self.tables else ELEMENTWISE.get(name, "add")
+        if name == "STRIDED_SLICE" and any(step != 1 for step in self._integers(ins[3])):
+            kind = "slice"
+        if name == "RESIZE_NEAREST_NEIGHBOR" and not operator.builtinOptions.halfPixelCenters:
+            kind = "repeat"
+        if name in CUTTING:
+            most = 0
+        run = 1 if kind == "slice" else self._run(name, operator, ins, result)
+        return elementwise(kind, precision, max(most, math.prod(result)), run=run, name=label)
+
+    def _run(self, name: str, operator: Any, ins: list[int], result: Shape) -> int:
+        """Elements that lie side by side before and after, or that belong together otherwise."""
+        source, elements = self._shape(ins[0]), math.prod(result)
+        if name in COPIES:
+            return elements
+        if name in (
+            "SOFTMAX",
+            "LOG_SOFTMAX",
+            "L2_NORMALIZATION",
+            "RESIZE_NEAREST_NEIGHBOR",
+            "RESIZE_BILINEAR",
+        ):
+            return result[-1] if result else 1
+        if name == "CONCATENATION":
+            axis = operator.builtinOptions.axis % len(result)
+            return math.prod(result[axis:]) // len(ins)
+        if ELEMENTWISE.get(name) in ("move", "pad", "mirror") and len(source) == len(result):
+            return piece(source, result)
+        return 1
 
     def _convolution(
         self, name: str, precision: str, ins: list[int], result: Shape, reads: int, label: str
@@ -187,6 +228,13 @@ class _Graph:
         if name in ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D"):
             types.add(self._type(ins[1]))
         return "int8" if types & INTEGERS else "float32"
+
+    def _integers(self, tensor: int) -> list[int]:
+        """Of a constant of int32 or int64; empty where it is none."""
+        found, dtype = self.graph.tensors[tensor], {"INT32": "<i4", "INT64": "<i8"}.get(self._type(tensor))
+        if tensor not in self.constants or dtype is None:
+            return []
+        return [int(n) for n in np.frombuffer(bytes(self.model.buffers[found.buffer].data), dtype)]
 
     def _shape(self, tensor: int) -> Shape:
         shape = self.graph.tensors[tensor].shape

@@ -1,0 +1,158 @@
+"""Operators without weights that a calibration times: those for each element, and those that move data in pieces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+from edgekit.bench.predict.ops import MOVING, elementwise, turned, weighted
+from edgekit.bench.predict.probe import Probe
+
+# Of one tensor: from what a cache holds to what it does not.
+ELEMENTS: Final = (512, 8_192, 65_536, 262_144)
+FEWER: Final = (2_048, 65_536)
+CHANNELS: Final = 32
+POOL_TAPS: Final = 9
+# Heads, rows and width of products of activations.
+PRODUCTS: Final = ((2, 16, 16), (3, 64, 64), (4, 128, 128), (3, 197, 197))
+# What softmax goes over, what norms go over, and what lies side by side where data are moved.
+ROWS: Final = (8, 32, 197, 1000)
+NORMED: Final = (64, 384)
+PIECES: Final = (8, 32, 512)
+ENLARGED: Final = (1, 8, 32)
+# Channels of images that are turned, and width of heads of attention.
+TURNED: Final = (2, 8, 32, 128)
+HEADS: Final = (16, 64)
+# How much wider and higher pictures become, and how much of a border they get.
+TWICE, BORDER = 2, 1
+
+# Kinds that are not timed, by format and precision.
+_ABSENT: Final[Mapping[tuple[str, str], frozenset[str]]] = {
+    # LiteRT makes several operators of a norm, and clips in what comes before.
+    ("tflite", "int8"): frozenset({"norm", "clip"}),
+    ("tflite", "float32"): frozenset({"norm", "clip", "convert"}),
+    # In float between conversions; other axes cost nothing, and mirrored borders are borders.
+    ("onnx", "int8"): frozenset({"norm", "gelu", "resize", "shuffle", "copy", "mirror", "repeat"}),
+    ("onnx", "float32"): frozenset({"convert", "copy", "mirror", "repeat"}),
+}
+
+
+def light(format: str, precision: str) -> Iterator[Probe]:
+    """What is timed in one runtime with one precision.
+
+    Args:
+        format: "onnx" or "tflite".
+        precision: "int8" or "float32".
+    """
+    for kind in MOVING:
+        if kind not in _ABSENT[format, precision]:
+            yield from _BY_KIND.get(kind, _plain)(kind, format, precision)
+    if precision == "float32":
+        for heads, rows, width in PRODUCTS:
+            shape = (width, width, 1, heads * rows)
+            yield Probe(weighted("matmul", precision, shape), dims=(heads, rows, width))
+
+
+def _plain(kind: str, format: str, precision: str) -> Iterator[Probe]:
+    del format
+    taps = POOL_TAPS if kind in ("pool", "average") else 1
+    for elements in ELEMENTS:
+        dims = _image(elements, CHANNELS)
+        yield Probe(elementwise(kind, precision, math.prod(dims), taps=taps), dims=dims)
+
+
+def _rows(kind: str, format: str, precision: str) -> Iterator[Probe]:
+    del format
+    for row in ROWS if kind == "softmax" else NORMED:
+        for elements in FEWER:
+            dims = (max(1, elements // row), row)
+            yield Probe(elementwise(kind, precision, math.prod(dims), run=row), dims=dims)
+
+
+def _copied(kind: str, format: str, precision: str) -> Iterator[Probe]:
+    del format
+    for elements in ELEMENTS:
+        dims = _image(elements, CHANNELS)
+        whole = math.prod(dims)
+        yield Probe(elementwise(kind, precision, whole, run=whole), dims=dims)
+
+
+def _moved(kind: str, format: str, precision: str) -> Iterator[Probe]:
+    """Two tensors are joined along their last axis."""
+    del format
+    for channels in PIECES:
+        for elements in ELEMENTS[1:]:
+            dims = _image(elements // 2, channels)
+            yield Probe(elementwise(kind, precision, 2 * math.prod(dims), run=channels), dims=dims)
+
+
+def _sliced(kind: str, format: str, precision: str) -> Iterator[Probe]:
+    """Every other row and column."""
+    del format
+    for channels in PIECES[:2]:
+        for elements in FEWER:
+            dims = _image(TWICE * TWICE * elements, channels, even=True)
+            yield Probe(elementwise(kind, precision, math.prod(dims) // TWICE**2), dims=dims)
+
+
+def _enlarged(kind: str, format: str, precision: str) -> Iterator[Probe]:
+    for channels in ENLARGED:
+        # ONNX Runtime takes several threads for large ones only.
+        for elements in (*FEWER, ELEMENTS[-1]) if (kind, format) == ("resize", "onnx") else FEWER:
+            dims = _image(elements // TWICE**2, channels)
+            run = channels if format == "tflite" else 1
+            yield Probe(elementwise(kind, precision, math.prod(dims) * TWICE**2, run=run), dims=dims)
+
+
+def _shuffled(kind: str, format: str, precision: str) -> Iterator[Probe]:
+    """Pixels become channels in ONNX, as exported files begin; in LiteRT channels become pixels."""
+    channels = {"onnx": 3, "tflite": 16}[format]
+    for elements in (*FEWER, ELEMENTS[-1]):
+        dims = _image(elements, channels, even=True)
+        yield Probe(elementwise(kind, precision, math.prod(dims)), dims=dims)
+
+
+def _bordered(kind: str, format: str, precision: str) -> Iterator[Probe]:
+    for channels in PIECES[:2]:
+        for elements in FEWER:
+            dims = _image(elements, channels)
+            side = dims[1]
+            run = side * (channels if format == "tflite" else 1)
+            whole = channels * (side + 2 * BORDER) ** 2
+            yield Probe(elementwise(kind, precision, whole, run=run), dims=dims)
+
+
+def _turned(kind: str, format: str, precision: str) -> Iterator[Probe]:
+    """Channels come first, heads of attention before their rows, and the last axis in the place of the first."""
+    del kind, format
+    for elements in (*FEWER, ELEMENTS[-1]):
+        for channels in TURNED:
+            dims, order = _image(elements, channels), (0, 3, 1, 2)
+            yield Probe(turned(precision, dims, order), dims=dims, order=order)
+        for width in HEADS:
+            rows = max(2, elements // (4 * width))
+            for dims, order in (((1, rows, 4, width), (0, 2, 1, 3)), ((1, width, 4, rows), (0, 3, 2, 1))):
+                yield Probe(turned(precision, dims, order), dims=dims, order=order)
+
+
+_BY_KIND: Final[Mapping[str, Callable[[str, str, str], Iterator[Probe]]]] = {
+    "softmax": _rows,
+    "norm": _rows,
+    "copy": _copied,
+    "move": _moved,
+    "slice": _sliced,
+    "nearest": _enlarged,
+    "repeat": _enlarged,
+    "resize": _enlarged,
+    "shuffle": _shuffled,
+    "pad": _bordered,
+    "mirror": _bordered,
+    "transpose": _turned,
+}
+
+
+def _image(elements: int, channels: int, *, even: bool = False) -> tuple[int, int, int, int]:
+    """A square of so many channels with about so many elements."""
+    side = max(2, math.isqrt(elements // channels))
+    return 1, side + side % 2 if even else side, side + side % 2 if even else side, channels

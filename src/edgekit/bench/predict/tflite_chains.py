@@ -1,0 +1,157 @@
+"""TFLite files with one operator without weights several times, for LiteRT to time.
+
+They stand in a row, each reading what the one before it wrote, or side by side where that does not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from edgekit.bench.layers.tflite_file import File
+from edgekit.bench.predict.light import BORDER, TWICE
+from edgekit.bench.predict.onnx_chains import SCALE, SEPARATE, UNIT, UNIT_SCALE
+from edgekit.bench.predict.probe import Probe
+
+Fields = dict[str, Any]
+# Operator, version, what it reads beside its predecessor, its options and their fields.
+Operator = tuple[str, int, list[int], str, Fields]
+
+
+def tflite_chain(probe: Probe, links: int) -> bytes:
+    """The bytes of a file with `links` of the probe's operator.
+
+    Args:
+        probe: without a layer.
+        links: how many; conversions stand side by side, each on a grid of its own.
+    """
+    kind, integers = probe.op.kind, probe.op.precision == "int8"
+    file = File(np.random.default_rng(0), floating=not integers)
+    dims = probe.dims
+    if kind == "convert":
+        x = file.floating_tensor(dims)
+        file.graph.inputs = [x]
+        for index in range(links):
+            y = file.activation(dims, SCALE * (1 + index), 0)
+            file.graph.outputs.append(file.operator("QUANTIZE", 1, [x], y))
+        return file.content()
+    if kind in SEPARATE:
+        _side_by_side(file, probe, links)
+        return file.content()
+    x = before = file.activation(dims, SCALE, 0)
+    file.graph.inputs = [x]
+    name, version, more, options, fields = _in_a_row(file, kind, x)
+    for _ in range(links):
+        scale, zero = (UNIT_SCALE, -128) if kind in UNIT else (SCALE, 0)
+        after = file.activation(dims, scale, zero)
+        before = file.operator(name, version, [before, *more], after, options, **fields)
+    file.graph.outputs = [before]
+    return file.content()
+
+
+def _in_a_row(file: File, kind: str, x: int) -> Operator:
+    window = {
+        **{"filterHeight": 3, "filterWidth": 3, "strideH": 1, "strideW": 1},
+        "padding": file.schema.Padding.SAME,
+    }
+    found: dict[str, Operator] = {
+        "add": ("ADD", 2, [x], "AddOptions", {}),
+        "mul": ("MUL", 2, [x], "MulOptions", {}),
+        "activation": ("LOGISTIC", 2, [], "", {}),
+        "gelu": ("GELU", 1 if file.floating else 2, [], "GeluOptions", {"approximate": False}),
+        "pool": ("MAX_POOL_2D", 2, [], "Pool2DOptions", window),
+        "average": ("AVERAGE_POOL_2D", 2, [], "Pool2DOptions", window),
+        "softmax": ("SOFTMAX", 2, [], "SoftmaxOptions", {"beta": 1.0}),
+        "matmul": ("BATCH_MATMUL", 1, [x], "BatchMatMulOptions", {}),
+    }
+    return found[kind]
+
+
+def _side_by_side(file: File, probe: Probe, links: int) -> None:
+    """Append operators of `SEPARATE`, each on an input of its own; joined are every two that follow."""
+    joined = probe.op.kind == "move"
+    file.graph.inputs = [file.activation(probe.dims, SCALE, 0) for _ in range(links + joined)]
+    result, (name, version, more, options, fields) = _SEPARATE[probe.op.kind](file, probe)
+    for index, x in enumerate(file.graph.inputs[:links]):
+        ins = [x, file.graph.inputs[index + 1]] if joined else [x, *more]
+        y = file.activation(result, SCALE, 0)
+        file.graph.outputs.append(file.operator(name, version, ins, y, options, **fields))
+
+
+Separate = tuple[tuple[int, ...], Operator]
+
+
+def _reduced(file: File, probe: Probe) -> Separate:
+    result = (probe.dims[0], 1, 1, probe.dims[3])
+    return result, ("MEAN", 2, [file.integers((1, 2))], "ReducerOptions", {"keepDims": True})
+
+
+def _joined(file: File, probe: Probe) -> Separate:
+    del file
+    result = (*probe.dims[:-1], 2 * probe.dims[-1])
+    return result, ("CONCATENATION", 2, [], "ConcatenationOptions", {"axis": len(result) - 1})
+
+
+def _copied(file: File, probe: Probe) -> Separate:
+    batch, y, x, channels = probe.dims
+    result = (batch, y * x, channels)
+    return result, ("RESHAPE", 1, [file.integers(result)], "ReshapeOptions", {"newShape": list(result)})
+
+
+def _sliced(file: File, probe: Probe) -> Separate:
+    batch, y, x, channels = probe.dims
+    result = (batch, y // TWICE, x // TWICE, channels)
+    ends = [file.integers(n) for n in ((0, 0, 0, 0), probe.dims, (1, TWICE, TWICE, 1))]
+    return result, ("STRIDED_SLICE", 2, ends, "StridedSliceOptions", {})
+
+
+def _turned(file: File, probe: Probe) -> Separate:
+    result = tuple(probe.dims[axis] for axis in probe.order)
+    return result, ("TRANSPOSE", 2, [file.integers(probe.order)], "TransposeOptions", {})
+
+
+def _enlarged(file: File, probe: Probe) -> Separate:
+    batch, y, x, channels = probe.dims
+    result, linear = (batch, TWICE * y, TWICE * x, channels), probe.op.kind == "resize"
+    name = "RESIZE_BILINEAR" if linear else "RESIZE_NEAREST_NEIGHBOR"
+    options = "ResizeBilinearOptions" if linear else "ResizeNearestNeighborOptions"
+    fields = {"alignCorners": False, "halfPixelCenters": probe.op.kind != "repeat"}
+    return result, (name, 3, [file.integers(result[1:3])], options, fields)
+
+
+def _bordered(file: File, probe: Probe) -> Separate:
+    batch, y, x, channels = probe.dims
+    result = (batch, y + 2 * BORDER, x + 2 * BORDER, channels)
+    border = file.integers([(0, 0), (BORDER, BORDER), (BORDER, BORDER), (0, 0)])
+    if probe.op.kind == "mirror":
+        mode = {"mode": file.schema.MirrorPadMode.REFLECT}
+        return result, ("MIRROR_PAD", 2, [border], "MirrorPadOptions", mode)
+    if file.floating:
+        value = file.tensor((1,), "FLOAT32", np.zeros(1, np.float32))
+    else:
+        value = file.tensor((1,), "INT8", np.zeros(1, np.int8), grid=(np.float32(SCALE), np.int64(0), 0))
+    return result, ("PADV2", 2, [border, value], "PadV2Options", {})
+
+
+def _shuffled(file: File, probe: Probe) -> Separate:
+    del file
+    batch, y, x, channels = probe.dims
+    result = (batch, TWICE * y, TWICE * x, channels // TWICE**2)
+    return result, ("DEPTH_TO_SPACE", 2, [], "DepthToSpaceOptions", {"blockSize": TWICE})
+
+
+_SEPARATE: Final[Mapping[str, Callable[[File, Probe], Separate]]] = {
+    "reduce": _reduced,
+    "move": _joined,
+    "copy": _copied,
+    "slice": _sliced,
+    "transpose": _turned,
+    "nearest": _enlarged,
+    "repeat": _enlarged,
+    "resize": _enlarged,
+    "pad": _bordered,
+    "mirror": _bordered,
+    "shuffle": _shuffled,
+}
