@@ -99,6 +99,7 @@ def compared(rows: Sequence[Row], profile: Profile) -> list[Row]:
                 "log_ratio": residual.log_ratio,
                 "by_op_ms": {kind: round(part, 5) for kind, part in by_op.items()},
                 "call_ms": call_ms,
+                "unknown": sorted({op.unknown for op in ops[row["path"]] if op.unknown}),
             }
         )
     return found
@@ -163,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     later = {each.name for each in LATER}
     parts = {
         "summary": rows,
+        "summary_known": [row for row in rows if not row["unknown"]],
         "summary_shaped": [row for row in rows if row["network"] not in later],
         "summary_later": [row for row in rows if row["network"] in later],
     }

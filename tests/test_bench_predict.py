@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,9 +23,10 @@ from edgekit.bench.predict import Op, can_predict, estimate, predict, read_ops
 from edgekit.bench.predict.calibrate import calibrate, content_of, to_toml
 from edgekit.bench.predict.cores import CORES, class_ms, fastest
 from edgekit.bench.predict.intervals import COVERAGE, Residual, evidence, spread
-from edgekit.bench.predict.ops import KINDS, PRECISIONS, elementwise, weighted
+from edgekit.bench.predict.ops import KINDS, PRECISIONS, elementwise, piece, turned, weighted
 from edgekit.bench.predict.probe import Probe
 from edgekit.bench.predict.probes import layers, probes
+from edgekit.bench.predict.process import Process
 from edgekit.bench.predict.rates import STREAM, Rates
 from edgekit.errors import UsageError
 from edgekit_devices import Calibration, Cluster, Point, load_profile, names, read_profile
@@ -323,3 +326,119 @@ def test_a_calibrated_profile_is_written_as_it_is_read(monkeypatch: pytest.Monke
     assert replace(again, calibration=()) == replace(profile, calibration=())
     assert [len(c.points) for c in again.calibration] == [2] * 4
     assert read_profile(to_toml(again), "mine") == again
+
+
+@pytest.mark.parametrize(
+    ("shape", "order", "kind", "seen"),
+    [
+        ((1, 4, 6, 8), (0, 3, 1, 2), "transpose", (1, 8, 1, 192)),
+        ((1, 8, 4, 6), (0, 2, 3, 1), "transpose", (1, 8, 1, 192)),
+        ((1, 5, 4, 16), (0, 2, 1, 3), "transpose", (16, 1, 1, 20)),
+        ((1, 8, 4, 200), (0, 3, 2, 1), "transpose", (1, 1, 1, 6400)),
+        ((1, 1, 2, 2, 9), (0, 1, 4, 2, 3), "transpose", (1, 4, 1, 36)),
+        ((1, 4, 1, 6), (0, 2, 1, 3), "copy", (24, 1, 1, 1)),
+        ((2, 3), (0, 1), "copy", (6, 1, 1, 1)),
+        ((), (), "copy", (1, 1, 1, 1)),
+    ],
+)
+def test_a_transposition_is_known_by_what_stays_together(
+    shape: tuple[int, ...], order: tuple[int, ...], kind: str, seen: tuple[int, ...]
+) -> None:
+    found = turned("int8", shape, order)
+    assert (found.kind, found.shape, found.work) == (kind, seen, math.prod(shape))
+
+
+@pytest.mark.parametrize(
+    ("whole", "part", "size"),
+    [((1, 8, 8, 4), (1, 8, 8, 6), 4), ((1, 8, 8, 4), (1, 8, 6, 4), 24), ((3,), (5,), 3), ((2, 3), (2, 3), 6)],
+)
+def test_a_piece_ends_with_the_first_axis_that_differs(
+    whole: tuple[int, ...], part: tuple[int, ...], size: int
+) -> None:
+    assert piece(whole, part) == piece(part, whole) == size
+
+
+def onnx_ops_of(text: str, folder: Path, **constants: object) -> tuple[Op, ...]:
+    """Operators of a model in ONNX's own text form."""
+    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 18]> {text}')
+    for name, value in constants.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
+    onnx.save(model, folder / "m.onnx")
+    return read_ops(folder / "m.onnx")
+
+
+def test_softmax_over_another_than_the_last_axis_is_turned_there_and_back(tmp_path: Path) -> None:
+    text = "g (float[1,8,4,100] x) => (float[1,8,4,100] y) { y = Softmax<axis=AXIS>(x) }"
+    found = onnx_ops_of(text.replace("AXIS", "1"), tmp_path)
+    assert [op.kind for op in found] == ["softmax", "transpose", "transpose"]
+    assert found[0].shape == (8, 1, 1, 400)
+    assert [op.shape for op in onnx_ops_of(text.replace("AXIS", "-1"), tmp_path)] == [(100, 1, 1, 32)]
+
+
+def test_what_onnx_runtime_fuses_is_counted_once(tmp_path: Path) -> None:
+    weight = np.ones((8, 8, 1, 1), np.float32)
+    swish = """g (float[1,8,4,4] x) => (float[1,8,4,4] y) {
+        c = Conv(x, w)  s = Sigmoid(c)  y = Mul(c, s)
+    }"""
+    assert [op.kind for op in onnx_ops_of(swish, tmp_path, w=weight)] == ["conv", "activation"]
+    bent = "g (float[1,8,4,4] x) => (float[1,8,4,4] y) { c = Conv(x, w)  y = HardSigmoid(c) }"
+    assert [op.kind for op in onnx_ops_of(bent, tmp_path, w=weight)] == ["conv"]
+
+
+@pytest.mark.parametrize(
+    ("equation", "right", "out", "kind", "seen"),
+    [
+        ("bqhd, bkhd -> bhqk", "1,6,2,3", "1,2,5,6", "einsum", (3, 6, 1, 10)),
+        ("bqhd,bqhd->bqh", "1,5,2,3", "1,5,2", "einsum", (3, 1, 1, 10)),
+        ("...d,...d->...d", "1,5,2,3", "1,5,2,3", "add", (1, 1, 1, 30)),
+    ],
+)
+def test_sums_in_einsteins_notation_are_products(
+    equation: str, right: str, out: str, kind: str, seen: tuple[int, ...], tmp_path: Path
+) -> None:
+    text = f'g (float[1,5,2,3] x, float[{right}] z) => (float[{out}] y) {{ y = Einsum<equation="{equation}">(x, z) }}'
+    (found,) = onnx_ops_of(text, tmp_path)
+    assert (found.kind, found.shape) == (kind, seen)
+
+
+def test_an_operator_of_which_nothing_is_known_is_named(tmp_path: Path) -> None:
+    text = "g (float[1,1,8] x) => (float[1,1,8] y) { y = CumSum(x, axis) }"
+    (found,) = onnx_ops_of(text, tmp_path, axis=np.int64(2))
+    assert (found.kind, found.unknown) == ("add", "CumSum")
+    prediction = predict(tmp_path / "m.onnx", load_profile("raspberry-pi-4"))
+    assert prediction.to_dict()["unknown"] == ["CumSum"]
+    assert "nothing is known of CumSum" in prediction.doubt()
+    known = predict(written(tmp_path, CONV, "onnx", "int8"), load_profile("raspberry-pi-4"))
+    assert not known.doubt()
+
+
+def test_groups_of_channels_are_counted_one_by_one(tmp_path: Path) -> None:
+    grouped = replace(CONV, groups=4)
+    for format in FORMATS:
+        found = read_ops(written(tmp_path, grouped, format, "int8"))
+        assert {(op.kind, op.shape) for op in found if op.kind in ("conv", "grouped")} == {
+            ("grouped", (4, 8, 9, 256))
+        }
+
+
+@given(
+    values=st.lists(st.floats(-5, 5), min_size=1, max_size=12),
+    shift=st.floats(-3, 3),
+)
+@settings(max_examples=30, deadline=None)
+def test_a_process_goes_through_its_points_and_moves_with_them(values: list[float], shift: float) -> None:
+    points = np.arange(len(values), dtype=np.float64)[:, None] * 3
+    known = np.array(values)
+    found, moved = Process.fitted(points, known), Process.fitted(points, known + shift)
+    for point, value in zip(points, values, strict=True):
+        # As near as the noise lets it: values are not so alike that it could not tell them apart.
+        assert found.at(point) == pytest.approx(value, abs=0.6)
+        assert moved.at(point) == pytest.approx(found.at(point) + shift, abs=0.6)
+
+
+def test_a_process_takes_no_notice_of_a_coordinate_that_says_nothing() -> None:
+    generator = np.random.default_rng(0)
+    points = generator.uniform(0, 8, (60, 2))
+    found = Process.fitted(points, np.sin(points[:, 0]))
+    assert found.lengths[1] > 3 * found.lengths[0]
+    assert found.at(np.array([4.0, 4.0])) == pytest.approx(math.sin(4.0), abs=0.15)

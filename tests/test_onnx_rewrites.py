@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from edgekit_converters.onnx.rewrites import (
     clamp_in_integers,
     drop_relabelings,
+    fold_casts,
     fold_pads,
     linear_as_gemm,
     mean_to_global_pool,
@@ -80,6 +81,31 @@ def weights(*shape: int) -> dict[str, np.ndarray]:
 
 def image(*shape: int) -> np.ndarray:
     return RNG.normal(size=shape or (1, 2, 5, 5)).astype(np.float32)
+
+
+def test_zero_points_that_the_exporter_left_as_casts_become_constants() -> None:
+    given = {**weights(3, 2, 3, 3), "wz": np.zeros(3, np.int64)}
+    model = graph(
+        """g (float[1,2,5,5] x) => (float[1,3,3,3] y) {
+            wz8 = Cast<to=3>(wz)
+            dw = DequantizeLinear<axis=0>(w, ws, wz8)
+            y = Conv(x, dw)
+        }""",
+        **given,
+    )
+    assert ops(rewritten(model, fold_casts, image())) == ["DequantizeLinear", "Conv"]
+
+
+def test_a_cast_of_what_is_computed_or_to_float_stays() -> None:
+    model = graph(
+        """g (float[1,2,5,5] x) => (float[1,2,5,5] y) {
+            integers = Cast<to=3>(x)  back = Cast<to=1>(integers)
+            real = Cast<to=1>(table)
+            y = Add(back, real)
+        }""",
+        table=np.arange(5),
+    )
+    assert ops(rewritten(model, fold_casts, image())).count("Cast") == 3
 
 
 PADDED = """g (float[1,2,5,5] x) => (float[1,3,N,M] y) {

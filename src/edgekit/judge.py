@@ -231,7 +231,9 @@ def estimates(saved: SavedModel, targets: Sequence[str]) -> tuple[dict[str, Pred
         if not can_predict(profile):
             continue
         try:
-            found[profile.name] = predict(saved.path, profile)
+            prediction = found[profile.name] = predict(saved.path, profile)
+            if prediction.doubt():
+                notes.append(f"estimate for {profile.name}: {prediction.doubt()}")
         except UsageError as error:
             notes.append(f"no estimate for {profile.name}: {error.what}")
     return found, tuple(notes)

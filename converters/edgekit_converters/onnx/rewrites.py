@@ -25,6 +25,20 @@ FUSED_WEIGHTS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 BIASED: Final = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 
+def fold_casts(model: ir.Model) -> None:
+    """Zero points of many channels become constants of their type; the exporter folds casts of short ones only."""
+    for node in list(model.graph):
+        x = node.inputs[0] if node.op_type == "Cast" else None
+        if x is None or x.const_value is None or node.outputs[0] in model.graph.outputs:
+            continue
+        dtype = ir.DataType(node.attributes["to"].as_int())
+        if dtype not in {ir.DataType.INT8, ir.DataType.INT32}:
+            continue
+        folded = initializer(model, f"{node.outputs[0].name}_folded", array(x).astype(dtype.numpy()))
+        ir.convenience.replace_all_uses_with(node.outputs[0], folded)
+    drop_unused(model)
+
+
 def shift_to_uint8(model: ir.Model) -> None:
     """int8 activations become uint8: q + 128 with zero point + 128 is the same real number."""
     shifted: dict[str, ir.Value] = {}
@@ -387,6 +401,7 @@ def _shifted(model: ir.Model, value: ir.Value, done: dict[str, ir.Value]) -> ir.
 
 
 REWRITES: Final[tuple[Callable[[Any], None], ...]] = (
+    fold_casts,
     fold_pads,
     mean_to_global_pool,
     linear_as_gemm,

@@ -17,7 +17,7 @@ def float_onnx_file(shape: LayerShape, copies: int, *, seed: int = 0) -> bytes:
     """The bytes of a file with one input `[1, in_channels, *size]` float32 and `copies` outputs.
 
     Args:
-        shape: a convolution over two axes, or a linear layer, which reads `[rows, in_channels]`.
+        shape: a convolution, or a linear layer, which reads `[rows, in_channels]`.
         copies: how many stand side by side.
         seed: of the weights.
     """
@@ -36,9 +36,9 @@ def float_onnx_file(shape: LayerShape, copies: int, *, seed: int = 0) -> bytes:
         whole = f"y{index}" if shape.op == "linear" else f"whole{index}"
         file.nodes.append(helper.make_node(op, ins, [whole], **attributes))
         if shape.op != "linear":
-            pool = {"kernel_shape": [1, 1], "strides": list(shape.output_size)}
+            pool = {"kernel_shape": [1] * len(shape.size), "strides": list(shape.output_size)}
             file.nodes.append(helper.make_node("MaxPool", [whole], [f"y{index}"], **pool))
-    ends = [(1, shape.in_channels, *shape.size), (1, shape.out_channels, 1, 1)]
+    ends = [(1, shape.in_channels, *shape.size), (1, shape.out_channels, *[1] * len(shape.size))]
     if shape.op == "linear":
         ends = [(shape.size[0], shape.in_channels), (shape.size[0], shape.out_channels)]
     graph = helper.make_graph(

@@ -149,12 +149,12 @@ def _measure(shapes: Sequence[LayerShape], runtime: str, best_ms: float | None) 
     return _Batch(tuple(max(ms, LEAST_MS) for ms in alone), many / MANY)
 
 
-def undisturbed(runs: Sequence[Run], best_ms: float | None) -> list[float]:
+def undisturbed(runs: Sequence[Run], best_ms: float | None, *, turns: int = TURNS) -> list[float]:
     """`_Turns` with the garbage collector off."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        return _Turns(runs, best_ms).fastest()
+        return _Turns(runs, best_ms, turns).fastest()
     finally:
         if was_enabled:
             gc.enable()
@@ -171,10 +171,11 @@ class _Turns:
     Args:
         runs: the first is the yardstick.
         best_ms: what the yardstick took in the best moment so far.
+        turns: that each has at least.
     """
 
-    def __init__(self, runs: Sequence[Run], best_ms: float | None) -> None:
-        self.runs, self.calls = runs, [_calls(run) for run in runs]
+    def __init__(self, runs: Sequence[Run], best_ms: float | None, turns: int) -> None:
+        self.runs, self.calls, self.turns = runs, [_calls(run) for run in runs], turns
         self.quiet = [list[float]() for _ in runs]
         self.loud = [list[float]() for _ in runs]
         self.best_ms = float("inf") if best_ms is None else best_ms
@@ -186,7 +187,7 @@ class _Turns:
     def fastest(self) -> list[float]:
         """Milliseconds of one call of each in its fastest turn."""
         for index in range(MOST_ROUNDS):
-            unsettled = [i for i in range(len(self.runs)) if not _agree(self._pool(i))]
+            unsettled = [i for i in range(len(self.runs)) if not _agree(self._pool(i), self.turns)]
             if not unsettled:
                 break
             # Whoever comes last in one round comes first in the next.
@@ -215,8 +216,8 @@ class _Turns:
         return took
 
 
-def _agree(turns: Sequence[float]) -> bool:
-    if len(turns) < TURNS:
+def _agree(turns: Sequence[float], least: int) -> bool:
+    if len(turns) < least:
         return False
     fastest = sorted(turns)[:FASTEST]
     return fastest[-1] <= fastest[0] * AGREEMENT

@@ -6,16 +6,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from edgekit.bench.predict.ops import MOVING, elementwise, turned, weighted
+from edgekit.bench.predict.ops import MOVING, elementwise, turned
 from edgekit.bench.predict.probe import Probe
 
 # Of one tensor: from what a cache holds to what it does not.
 ELEMENTS: Final = (512, 8_192, 65_536, 262_144)
+STRIP_TAPS: Final = 4
 FEWER: Final = (2_048, 65_536)
 CHANNELS: Final = 32
 POOL_TAPS: Final = 9
-# Heads, rows and width of products of activations.
-PRODUCTS: Final = ((2, 16, 16), (3, 64, 64), (4, 128, 128), (3, 197, 197))
 # What softmax goes over, what norms go over, and what lies side by side where data are moved.
 ROWS: Final = (8, 32, 197, 1000)
 NORMED: Final = (64, 384)
@@ -29,11 +28,14 @@ TWICE, BORDER = 2, 1
 
 # Kinds that are not timed, by format and precision.
 _ABSENT: Final[Mapping[tuple[str, str], frozenset[str]]] = {
-    # LiteRT makes several operators of a norm, and clips in what comes before.
-    ("tflite", "int8"): frozenset({"norm", "clip"}),
-    ("tflite", "float32"): frozenset({"norm", "clip", "convert"}),
+    # LiteRT makes several operators of norms and softplus, clips in what comes before, and pools images only.
+    ("tflite", "int8"): frozenset({"norm", "clip", "strip", "elu", "softplus"}),
+    ("tflite", "float32"): frozenset({"norm", "clip", "strip", "elu", "softplus", "convert"}),
     # In float between conversions; other axes cost nothing, and mirrored borders are borders.
-    ("onnx", "int8"): frozenset({"norm", "gelu", "resize", "shuffle", "copy", "mirror", "repeat"}),
+    ("onnx", "int8"): frozenset(
+        {"norm", "gelu", "elu", "softplus", "prelu", "choose", "strip", "resize", "shuffle", "copy", "mirror"}
+        | {"repeat"}
+    ),
     ("onnx", "float32"): frozenset({"convert", "copy", "mirror", "repeat"}),
 }
 
@@ -48,10 +50,6 @@ def light(format: str, precision: str) -> Iterator[Probe]:
     for kind in MOVING:
         if kind not in _ABSENT[format, precision]:
             yield from _BY_KIND.get(kind, _plain)(kind, format, precision)
-    if precision == "float32":
-        for heads, rows, width in PRODUCTS:
-            shape = (width, width, 1, heads * rows)
-            yield Probe(weighted("matmul", precision, shape), dims=(heads, rows, width))
 
 
 def _plain(kind: str, format: str, precision: str) -> Iterator[Probe]:
@@ -62,12 +60,30 @@ def _plain(kind: str, format: str, precision: str) -> Iterator[Probe]:
         yield Probe(elementwise(kind, precision, math.prod(dims), taps=taps), dims=dims)
 
 
+def _strips(kind: str, format: str, precision: str) -> Iterator[Probe]:
+    """The maximum of every few that follow one another."""
+    del format
+    for elements in ELEMENTS:
+        dims = (1, CHANNELS, elements // CHANNELS)
+        work = math.prod(dims) // STRIP_TAPS
+        yield Probe(elementwise(kind, precision, work, taps=STRIP_TAPS), dims=dims)
+
+
 def _rows(kind: str, format: str, precision: str) -> Iterator[Probe]:
     del format
     for row in ROWS if kind == "softmax" else NORMED:
         for elements in FEWER:
             dims = (max(1, elements // row), row)
             yield Probe(elementwise(kind, precision, math.prod(dims), run=row), dims=dims)
+
+
+def _collapsed(kind: str, format: str, precision: str) -> Iterator[Probe]:
+    """The largest of all rows."""
+    del format
+    for row in NORMED:
+        for elements in FEWER:
+            dims = (1, max(2, elements // row), row)
+            yield Probe(elementwise(kind, precision, math.prod(dims)), dims=dims)
 
 
 def _copied(kind: str, format: str, precision: str) -> Iterator[Probe]:
@@ -97,12 +113,16 @@ def _sliced(kind: str, format: str, precision: str) -> Iterator[Probe]:
 
 
 def _enlarged(kind: str, format: str, precision: str) -> Iterator[Probe]:
+    # ONNX Runtime takes several threads for large ones only.
+    sizes = (*FEWER, ELEMENTS[-1]) if (kind, format) == ("resize", "onnx") else FEWER
+    # It has channels together between convolutions, and first elsewhere.
+    together = kind == "resize" or precision == "int8"
     for channels in ENLARGED:
-        # ONNX Runtime takes several threads for large ones only.
-        for elements in (*FEWER, ELEMENTS[-1]) if (kind, format) == ("resize", "onnx") else FEWER:
+        runs = {channels} if format == "tflite" else {1, channels} if together else {1}
+        for elements in sizes:
             dims = _image(elements // TWICE**2, channels)
-            run = channels if format == "tflite" else 1
-            yield Probe(elementwise(kind, precision, math.prod(dims) * TWICE**2, run=run), dims=dims)
+            for run in sorted(runs):
+                yield Probe(elementwise(kind, precision, math.prod(dims) * TWICE**2, run=run), dims=dims)
 
 
 def _shuffled(kind: str, format: str, precision: str) -> Iterator[Probe]:
@@ -137,8 +157,10 @@ def _turned(kind: str, format: str, precision: str) -> Iterator[Probe]:
 
 
 _BY_KIND: Final[Mapping[str, Callable[[str, str, str], Iterator[Probe]]]] = {
+    "strip": _strips,
     "softmax": _rows,
     "norm": _rows,
+    "collapse": _collapsed,
     "copy": _copied,
     "move": _moved,
     "slice": _sliced,

@@ -5,13 +5,15 @@ They stand in a row, each reading what the one before it wrote, or side by side 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
 
 from edgekit.bench.layers.onnx_file import IR_VERSION, File
-from edgekit.bench.predict.light import BORDER, TWICE
+from edgekit.bench.predict.light import BORDER, STRIP_TAPS, TWICE
 from edgekit.bench.predict.probe import Probe
+from edgekit.bench.predict.products import GATES
 from edgekit_converters.onnx.export import GELU_OPSET, OPSET
 
 # Results of softmax and sigmoid are between 0 and 1: the grid that both runtimes want for them.
@@ -20,12 +22,14 @@ UNIT: Final = frozenset({"softmax", "activation"})
 # One beside the other, each on an input of its own: what they give does not fit what they take.
 SEPARATE: Final = frozenset(
     {"reduce", "move", "copy", "slice", "transpose", "nearest", "repeat", "resize", "pad", "mirror"}
-    | {"shuffle"}
+    | {"shuffle", "strip", "collapse"}
 )
 # Kinds that know nothing of channels, or whose axes are given.
-_AS_GIVEN: Final = frozenset({"move", "slice", "transpose", "softmax", "norm", "matmul"})
+_AS_GIVEN: Final = frozenset({"move", "slice", "transpose", "softmax", "norm", "strip", "collapse"})
+# With channels last, as between integer convolutions, where these are moved together.
+_ENLARGING: Final = frozenset({"nearest", "resize"})
 # Read and written as integers, without conversions around them.
-_ON_INTEGERS: Final = frozenset({"clip", "move", "slice", "transpose", "nearest", "pad"})
+_ON_INTEGERS: Final = _ENLARGING | {"clip", "move", "slice", "transpose", "pad", "collapse"}
 # Faster kernels stand between convolutions.
 _BETWEEN: Final = frozenset({"pool", "average"})
 _WEIGHT_SCALE: Final = 0.01
@@ -35,14 +39,20 @@ _OPERATORS: Final[dict[str, tuple[str, tuple[str, ...], dict[str, Any]]]] = {
     "add": ("Add", ("x",), {}),
     "mul": ("Mul", ("x",), {}),
     "clip": ("Clip", ("low", "high"), {}),
+    "prelu": ("PRelu", ("slopes",), {}),
     "activation": ("Sigmoid", (), {}),
+    "elu": ("Elu", (), {}),
+    "softplus": ("Softplus", (), {}),
+    "choose": ("Where", (), {}),
     "gelu": ("Gelu", (), {}),
     "reduce": ("GlobalAveragePool", (), {}),
+    "collapse": ("ReduceMax", ("rows",), {"keepdims": 1}),
     "move": ("Concat", ("other",), {"axis": -1}),
     "slice": ("Slice", ("starts", "ends", "axes", "steps"), {}),
     "transpose": ("Transpose", (), {}),
     "pool": ("MaxPool", (), _WINDOW),
     "average": ("AveragePool", (), _WINDOW),
+    "strip": ("MaxPool", (), {"kernel_shape": [STRIP_TAPS], "strides": [STRIP_TAPS]}),
     "nearest": (
         *("Resize", ("", "twice")),
         {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
@@ -52,7 +62,6 @@ _OPERATORS: Final[dict[str, tuple[str, tuple[str, ...], dict[str, Any]]]] = {
     "shuffle": ("SpaceToDepth", (), {"blocksize": TWICE}),
     "softmax": ("Softmax", (), {"axis": -1}),
     "norm": ("LayerNormalization", ("weight",), {"axis": -1}),
-    "matmul": ("MatMul", ("x",), {}),
 }
 
 
@@ -66,8 +75,10 @@ def onnx_chain(probe: Probe, links: int) -> bytes:
     from onnx import TensorProto, helper
 
     file, kind = File(np.random.default_rng(0)), probe.op.kind
-    dims = probe.dims if kind in _AS_GIVEN else _channels_first(probe.dims)
+    if kind in _OWN:
+        return _OWN[kind](file, probe, links)
     integers = probe.op.precision == "int8"
+    dims = probe.dims if _channels_last(probe) else _channels_first(probe.dims)
     inner = TensorProto.UINT8 if integers else TensorProto.FLOAT
     ends, inputs, result = (inner, inner), ["x"], dims
     if kind == "convert":
@@ -87,7 +98,84 @@ def onnx_chain(probe: Probe, links: int) -> bytes:
         [helper.make_tensor_value_info(name, ends[1], result) for name in outputs],
         file.initializers,
     )
-    opsets = [helper.make_opsetid("", GELU_OPSET if kind == "gelu" else OPSET)]
+    return _saved(graph, GELU_OPSET if kind == "gelu" else OPSET)
+
+
+def _products(file: File, probe: Probe, links: int) -> bytes:
+    """Products side by side, of tensors of their own; in Einstein's notation heads come after rows, as in attention."""
+    from onnx import helper
+
+    heads, rows, depth, columns = probe.dims
+    left, right = (heads, rows, depth), (heads, depth, columns)
+    summed = probe.op.kind == "einsum"
+    if summed:
+        left, right = (rows, heads, depth), (columns, heads, depth)
+    ins: list[Any] = []
+    for index in range(links):
+        names = [f"x{index}", f"z{index}"]
+        ins += map(_real, names, (left, right))
+        op, attributes = ("Einsum", {"equation": "qhd,khd->hqk"}) if summed else ("MatMul", {})
+        file.nodes.append(helper.make_node(op, names, [f"y{index}"], **attributes))
+    return _shared(file, ins, (heads, rows, columns), links)
+
+
+def _cells(file: File, probe: Probe, links: int) -> bytes:
+    """Recurrent cells side by side, on one sequence."""
+    from onnx import helper
+
+    steps, inputs, state = probe.dims
+    gates = GATES * state
+    for index in range(links):
+        parts = {"w": (1, gates, inputs), "r": (1, gates, state), "b": (1, 2 * gates)}
+        names = [file.constant(f"{part}{index}", _drawn(file, axes)) for part, axes in parts.items()]
+        file.nodes.append(helper.make_node("LSTM", ["x", *names], [f"y{index}"], hidden_size=state))
+    return _shared(file, [_real("x", (steps, 1, inputs))], (steps, 1, 1, state), links)
+
+
+def _volumes(file: File, probe: Probe, links: int) -> bytes:
+    """Convolutions side by side, on one volume."""
+    from onnx import helper
+
+    ins, outs, *rest = probe.dims
+    kernel, size = rest[:3], rest[3:]
+    pads = [n // 2 for n in kernel] * 2
+    for index in range(links):
+        weight = file.constant(f"w{index}", _drawn(file, (outs, ins, *kernel)))
+        file.nodes.append(helper.make_node("Conv", ["x", weight], [f"y{index}"], pads=pads))
+    return _shared(file, [_real("x", (1, ins, *size))], (1, outs, *size), links)
+
+
+def _drawn(file: File, axes: tuple[int, ...]) -> Any:
+    return file.generator.standard_normal(axes, dtype=np.float32)
+
+
+def _real(name: str, axes: tuple[int, ...]) -> Any:
+    from onnx import TensorProto, helper
+
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, axes)
+
+
+def _shared(file: File, ins: list[Any], result: tuple[int, ...], links: int) -> bytes:
+    """A file with so many outputs of one shape."""
+    from onnx import helper
+
+    outs = [_real(f"y{index}", result) for index in range(links)]
+    return _saved(helper.make_graph(file.nodes, "chain", ins, outs, file.initializers), OPSET)
+
+
+# Files that hold their operator in another way.
+_OWN: Final[Mapping[str, Callable[[File, Probe, int], bytes]]] = {
+    "matmul": _products,
+    "einsum": _products,
+    "recurrent": _cells,
+    "volume": _volumes,
+}
+
+
+def _saved(graph: Any, opset: int) -> bytes:
+    from onnx import helper
+
+    opsets = [helper.make_opsetid("", opset)]
     content: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION).SerializeToString()
     return content
 
@@ -97,15 +185,34 @@ def _result(probe: Probe, dims: tuple[int, ...]) -> tuple[int, ...]:
     kind = probe.op.kind
     if kind == "transpose":
         return tuple(dims[axis] for axis in probe.order)
-    if kind == "move":
-        return (*dims[:-1], 2 * dims[-1])
-    if kind == "slice":
-        return (dims[0], dims[1] // TWICE, dims[2] // TWICE, dims[3])
-    batch, channels, *sides = dims
+    if kind in ("move", "strip"):
+        return (*dims[:-1], 2 * dims[-1] if kind == "move" else dims[-1] // STRIP_TAPS)
+    if kind == "collapse":
+        return (dims[0], 1, dims[2])
+    y, x = (1, 2) if _channels_last(probe) else (2, 3)
+    found, side = list(dims), _SIDES.get(kind, _doubled)
+    found[y], found[x] = side(dims[y]), side(dims[x])
     if kind == "shuffle":
-        return (batch, channels * TWICE**2, *(n // TWICE for n in sides))
-    given = {"reduce": lambda _: 1, "pad": lambda n: n + 2 * BORDER}.get(kind, lambda n: TWICE * n)
-    return (batch, channels, *map(given, sides))
+        found[1] *= TWICE**2
+    return tuple(found)
+
+
+def _channels_last(probe: Probe) -> bool:
+    kind, together = probe.op.kind, probe.op.depth > 1
+    return kind in _AS_GIVEN or (kind in _ENLARGING and together)
+
+
+def _doubled(side: int) -> int:
+    return TWICE * side
+
+
+# What becomes of a side.
+_SIDES: Final[Mapping[str, Callable[[int], int]]] = {
+    "reduce": lambda _: 1,
+    "pad": lambda n: n + 2 * BORDER,
+    "slice": lambda n: n // TWICE,
+    "shuffle": lambda n: n // TWICE,
+}
 
 
 def _converted(file: File, index: int) -> str:
@@ -134,9 +241,13 @@ def _linked(
     between = converted and kind in _BETWEEN
     if between:
         before = _read(file, _convolved(file, before, probe.dims[-1]))
+    if kind == "choose":
+        file.nodes.append(helper.make_node("Greater", ["x", "low"], ["mask"]))
     first = before
     for index in range(links):
         ins = [before, *({"x": first, "other": other}.get(name, name) for name in more)]
+        if kind == "choose":
+            ins = ["mask", before, "x"]
         before = f"y{index}_{source}"
         file.nodes.append(helper.make_node(op, ins, [before], **attributes))
         if converted:
@@ -178,11 +289,15 @@ def _constants(file: File, probe: Probe, *, integers: bool) -> None:
         return
     dtype = np.uint8 if integers else np.float32
     file.constant("weight", np.ones(probe.dims[-1], np.float32))
-    file.constant("twice", np.array([1, 1, TWICE, TWICE], np.float32))
+    file.constant("slopes", np.full((probe.dims[-1], 1, 1), 0.1, np.float32))
+    file.constant(
+        "twice", np.array([1, TWICE, TWICE, 1] if _channels_last(probe) else [1, 1, TWICE, TWICE], np.float32)
+    )
     file.constant("border", np.array([0, 0, BORDER, BORDER] * 2, np.int64))
     ends = probe.dims[1:3] if len(probe.dims) == 4 else (0, 0)
     for name, content in {"starts": (0, 0), "ends": ends, "axes": (1, 2), "steps": (TWICE, TWICE)}.items():
         file.constant(name, np.array(content, np.int64))
+    file.constant("rows", np.array([1], np.int64))
     file.constant("low", dtype(0))
     file.constant("high", dtype(6))
     for unit, (scale, zero) in {False: (SCALE, 128), True: (UNIT_SCALE, 0)}.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,23 +37,25 @@ ELEMENTWISE: Final[Mapping[str, str]] = {
             "Log",
             "HardSwish",
             "HardSigmoid",
-            "Softplus",
-            "Elu",
-            "Selu",
         ),
         "activation",
     ),
-    **dict.fromkeys(("Pow", "Sqrt", "Div", "Sin", "Cos", "Mish", "Swish"), "activation"),
+    **dict.fromkeys(("Pow", "Sqrt", "Div", "Sin", "Cos", "Swish"), "activation"),
     **dict.fromkeys(("Concat", "Slice", "Split", "Gather", "GatherND", "Expand", "Tile"), "move"),
-    **dict.fromkeys(("ScatterND", "Where"), "move"),
+    **dict.fromkeys(("ScatterND", "Compress"), "move"),
     **dict.fromkeys(("DepthToSpace", "SpaceToDepth"), "shuffle"),
     "Resize": "resize",
     "Pad": "pad",
-    **dict.fromkeys(("Clip", "Relu", "LeakyRelu", "PRelu", "Min", "Max", "Abs", "Neg"), "clip"),
-    **dict.fromkeys(
-        ("GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2"), "reduce"
-    ),
+    **dict.fromkeys(("Clip", "Relu", "LeakyRelu", "Min", "Max", "Abs", "Neg"), "clip"),
+    **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), "reduce"),
+    **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2"), "collapse"),
+    **dict.fromkeys(("Add", "Sub", "Sum", "Not", "And", "Or", "Equal", "Greater", "Less"), "add"),
+    **dict.fromkeys(("GreaterOrEqual", "LessOrEqual", "Sign", "Floor", "Ceil", "Round", "Reciprocal"), "add"),
     "Mul": "mul",
+    "PRelu": "prelu",
+    **dict.fromkeys(("Softplus", "Mish"), "softplus"),
+    **dict.fromkeys(("Elu", "Selu", "Celu"), "elu"),
+    "Where": "choose",
     **dict.fromkeys(("Gelu", "Erf"), "gelu"),
     "Transpose": "transpose",
     "DynamicQuantizeLinear": "convert",
@@ -60,10 +63,12 @@ ELEMENTWISE: Final[Mapping[str, str]] = {
 # What has no integer kernel in ONNX Runtime, or stands between the two.
 NEVER_INTEGERS: Final = frozenset(
     {
+        "Einsum",
         "QuantizeLinear",
         "DequantizeLinear",
         "LayerNormalization",
         "Gelu",
+        "PRelu",
         "ConvTranspose",
         "LSTM",
         "GRU",
@@ -75,7 +80,7 @@ NEVER_INTEGERS: Final = frozenset(
 BLOCKED: Final = frozenset({"Conv", "MaxPool", "AveragePool", "GlobalAveragePool"})
 CARRIED: Final = frozenset(
     {"Add", "Mul", "Sub", "Relu", "Clip", "Sigmoid", "HardSwish", "HardSigmoid", "QuantizeLinear"}
-    | {"DequantizeLinear", "BatchNormalization", "Concat"}
+    | {"DequantizeLinear", "BatchNormalization", "Concat", "Resize"}
 )
 CHANNELS_LAST: Final = (0, 2, 3, 1)
 # They read no more than they write.
@@ -221,7 +226,9 @@ class _Graph:
         kind, elements = node.op_type, max(math.prod(result), self._reads(node, most=True))
         if kind in POOLS:
             taps = math.prod(_attribute(node, "kernel_shape", (1,)))
-            return elementwise(POOLS[kind], precision, math.prod(result), taps=taps, name=node.name)
+            # In blocks of channels, or with channels last, are only pools of images.
+            found = POOLS[kind] if len(result) == 4 or precision == "int8" else "strip"
+            return elementwise(found, precision, math.prod(result), taps=taps, name=node.name)
         source = self._shape(node.input[0])
         if kind == "Transpose":
             backwards = tuple(reversed(range(len(source))))
@@ -231,10 +238,13 @@ class _Graph:
             found = "slice"
         if kind in CUTTING:
             elements = math.prod(result)
-        if kind == "Resize" and _attribute(node, "mode", b"nearest") == b"nearest":
+        if kind == "Resize" and not _interpolates(node):
             found = "nearest"
         run = 1 if found == "slice" else self._run(node, source, result)
-        return elementwise(found, precision, elements, run=run, name=node.name)
+        if found == "resize" or (found == "nearest" and precision == "int8"):
+            run = self._channels_together(node, source, result)
+        op = elementwise(found, precision, elements, run=run, name=node.name)
+        return replace(op, unknown="" if kind in ELEMENTWISE else kind)
 
     def _run(self, node: Any, source: Shape, result: Shape) -> int:
         """Elements that lie side by side before and after, or that belong together otherwise."""
@@ -252,6 +262,12 @@ class _Graph:
         if ELEMENTWISE.get(kind) in ("move", "pad") and len(source) == rank:
             return piece(source, result)
         return 1
+
+    def _channels_together(self, node: Any, source: Shape, result: Shape) -> int:
+        """Channels that lie side by side: of axes that are last, and between convolutions."""
+        if len(result) > 1 and source[1] != result[1]:
+            return result[-1]
+        return result[1] if self._in_blocks(node.input[0]) and len(result) > 1 else 1
 
     def _is_swish(self, node: Any) -> bool:
         """A tensor times its sigmoid: ONNX Runtime makes one operator of both, in float."""
@@ -291,6 +307,22 @@ class _Graph:
             name=node.name,
         )
 
+    def _summed(self, node: Any, precision: str, result: Shape) -> Op:
+        """A product of two tensors in Einstein's notation; other sums are counted as an elementwise operator."""
+        equation = _attribute(node, "equation", b"").decode().replace(" ", "")
+        ins, _, out = equation.partition("->")
+        terms = ins.split(",")
+        if len(terms) != 2 or not out or not equation.replace(",", "").replace("->", "").isalpha():
+            return self._small(node, precision, result)
+        sizes: dict[str, int] = {}
+        for term, name in zip(terms, node.input, strict=True):
+            sizes.update(zip(term, self._shape(name), strict=True))
+        depth = math.prod(size for letter, size in sizes.items() if letter not in out)
+        outs = math.prod(sizes[letter] for letter in out if letter not in terms[0])
+        positions = max(1, math.prod(result) // outs)
+        shape = (depth, outs, 1, positions)
+        return weighted("einsum", precision, shape, reads=self._reads(node), name=node.name)
+
     def _transposed(self, node: Any, precision: str, result: Shape) -> Op:
         """Each input position is multiplied by the whole filter."""
         del result
@@ -327,7 +359,7 @@ class _Graph:
 
     def _in_integers(self, node: Any) -> bool:
         """Does it read integers, or stand between DequantizeLinear and QuantizeLinear?"""
-        if node.op_type in NEVER_INTEGERS:
+        if node.op_type in NEVER_INTEGERS or _interpolates(node):
             return False
         if node.input and node.input[0] in self.integers:
             return True
@@ -369,8 +401,13 @@ _BY_TYPE: Final[Mapping[str, Callable[[_Graph, Any, str, Shape], Op]]] = {
     **dict.fromkeys(("Conv", "ConvInteger"), _Graph._convolution),
     "ConvTranspose": _Graph._transposed,
     **dict.fromkeys(("Gemm", "MatMul", "MatMulInteger"), _Graph._product),
+    "Einsum": _Graph._summed,
     **dict.fromkeys(("LSTM", "GRU", "RNN"), _Graph._recurrent),
 }
+
+
+def _interpolates(node: Any) -> bool:
+    return node.op_type == "Resize" and bool(_attribute(node, "mode", b"nearest") != b"nearest")
 
 
 def _behind_clamps(graph: _Graph, node: Any) -> Any:

@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from typing import Final
 
 # Kinds whose work is counted in multiply-accumulates, and those of which it is elements that are read or written.
-COMPUTING: Final = ("conv", "grouped", "depthwise", "transposed", "linear", "matmul", "recurrent")
+COMPUTING: Final = (
+    *("conv", "grouped", "depthwise", "transposed", "volume", "linear", "matmul", "einsum", "recurrent"),
+)
 MOVING: Final = (
-    *("add", "mul", "clip", "activation", "gelu", "pool", "average"),
-    *("reduce", "softmax", "norm", "convert", "copy", "move", "slice", "transpose"),
-    *("nearest", "repeat", "resize", "pad", "mirror", "shuffle"),
+    *("add", "mul", "clip", "prelu", "choose", "activation", "elu", "softplus", "gelu"),
+    *("pool", "strip", "average", "reduce", "collapse", "softmax", "norm", "convert"),
+    *("copy", "move", "slice", "transpose", "nearest", "repeat", "resize", "pad", "mirror", "shuffle"),
 )
 MACS: Final = frozenset(COMPUTING)
 KINDS: Final = (*COMPUTING, *MOVING)
+# Of weights of a convolution over three axes.
+VOLUME_AXES: Final = 5
 PRECISIONS: Final = ("int8", "float32")
 BYTES: Final[Mapping[str, int]] = {"int8": 1, "float32": 4}
 
@@ -38,6 +42,7 @@ class Op:
         weight_bytes: of constants that are read.
         moved_bytes: of activations that are read and written.
         name: in its file, for people.
+        unknown: its type, where nothing is known of it and it is counted as an addition.
 
     Raises:
         ValueError: an unknown kind or precision, or a number below its minimum.
@@ -53,6 +58,7 @@ class Op:
     weight_bytes: int = 0
     moved_bytes: int = 0
     name: str = ""
+    unknown: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS or self.precision not in PRECISIONS:
@@ -83,7 +89,7 @@ def weighted(
     """
     depth, outs, taps, positions = (max(1, n) for n in shape)
     weights, size = depth * outs * taps, BYTES[precision]
-    constant = 0 if kind == "matmul" else weights * size
+    constant = 0 if kind in ("matmul", "einsum") else weights * size
     return Op(
         kind,
         precision,
@@ -112,6 +118,8 @@ def convolution(precision: str, weight: Shape, groups: int, result: Shape, reads
     outs, depth = weight[0], weight[1]
     positions = math.prod((result[0], *result[2:]))
     kind = "depthwise" if depth == 1 and groups > 1 else "grouped" if groups > 1 else "conv"
+    if len(weight) == VOLUME_AXES:
+        kind = "volume"
     if kind == "grouped":
         # Runtimes go from group to group.
         outs, positions = outs // groups, positions * groups

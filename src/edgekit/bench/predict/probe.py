@@ -19,7 +19,8 @@ class Probe:
     Attributes:
         op: as a file with it would be read.
         layer: its shape, where it has weights.
-        dims: `[1, side, side, channels]`, `[rows, row]` or `[heads, rows, width]`, where it has none.
+        dims: `[1, side, side, channels]`, `[rows, row]` or as the tables of `products` say, where
+            it has none.
         order: of these axes in the result of a transposition.
         copies: of a layer whose weights are to fill memory; None leaves their number to its work.
     """

@@ -11,6 +11,7 @@ from edgekit.bench.layers.onnx_file import as_exported
 from edgekit.bench.predict.light import light
 from edgekit.bench.predict.ops import Op, convolution, weighted
 from edgekit.bench.predict.probe import Probe
+from edgekit.bench.predict.products import products
 
 # Input and output channels of 1×1 convolutions, of square and of widening and narrowing ones.
 POINTWISE: Final = (
@@ -34,7 +35,7 @@ SQUARE: Final = (
         (256, 256),
     ),
     (512, 512),
-    *((16, 1), (32, 3), (32, 4), (64, 2), (128, 6)),
+    *((16, 1), (32, 3), (32, 4), (64, 2), (128, 6), (24, 24), (40, 40), (24, 48), (72, 72)),
 )
 # Channels and groups of what is between ordinary and depthwise convolutions, by the size of their kernel.
 GROUPED: Final = {
@@ -55,6 +56,17 @@ STRIDED: Final = (
     *((1, 32, 5, 1, 2, 56), (1, 64, 3, 1, 1, 56), (1, 8, 7, 2, 3, 112)),
     *((32, 64, 3, 2, 1, 56), (64, 128, 3, 2, 1, 56), (16, 32, 5, 1, 2, 28), (64, 64, 5, 1, 2, 14)),
 )
+# Channels in and out, kernel, stride and length of convolutions over time.
+TEMPORAL: Final = (
+    *(
+        (1, 64, 10, 5, 4000),
+        (1, 32, 80, 4, 2000),
+        (64, 64, 3, 1, 500),
+        (40, 128, 9, 1, 98),
+        (128, 128, 3, 2, 250),
+    ),
+    *((32, 32, 2, 1, 1000), (16, 64, 1, 1, 1000)),
+)
 # Rows, inputs and outputs of linear layers.
 LINEAR: Final = (
     *(
@@ -68,6 +80,11 @@ LINEAR: Final = (
     ),
     *((16, 32, 64), (16, 128, 128), (49, 384, 384), (197, 192, 192), (197, 192, 576), (197, 192, 768)),
     *((197, 768, 192), (196, 256, 1024), (3136, 96, 384), (3136, 384, 96), (784, 192, 768), (49, 768, 3072)),
+)
+# Input and output channels, kernel, stride and side of transposed convolutions.
+UPWARD: Final = (
+    *((16, 8, 2, 2, 48), (32, 16, 2, 2, 24), (64, 32, 2, 2, 12), (128, 64, 2, 2, 28), (256, 128, 2, 2, 14)),
+    *((64, 64, 4, 2, 14), (32, 16, 3, 2, 28), (16, 3, 4, 2, 28), (64, 2, 2, 2, 28), (32, 1, 9, 3, 24)),
 )
 SIDES: Final = (112, 56, 28, 14, 7, 4)
 LEAST_MACS, MOST_MACS = 30_000, 60_000_000
@@ -90,7 +107,8 @@ def probes(format: str, precision: str) -> tuple[Probe, ...]:
         # In integers neither runtime has them; LiteRT has another kernel where the weights come from integers.
         found += [_of_layer(shape, format, precision) for shape in upward()]
     found += [_streamed(precision, total) for total in STREAMED]
-    return (*found, *light(format, precision))
+    found += light(format, precision)
+    return (*found, *products(format)) if precision == "float32" else tuple(found)
 
 
 def layers() -> tuple[LayerShape, ...]:
@@ -111,24 +129,20 @@ def layers() -> tuple[LayerShape, ...]:
     for ins, outs, kernel, stride, padding, side in STRIDED:
         pair = (kernel,) * 2, (stride,) * 2, (1, 1), (padding,) * 2
         found.append(LayerShape("conv2d", ins, outs, *pair, 1, (side, side)))
+    for ins, outs, kernel, stride, length in TEMPORAL:
+        axis = (kernel,), (stride,), (1,), (0,)
+        found.append(LayerShape("conv1d", ins, outs, *axis, 1, (length,)))
     found += [LayerShape("linear", ins, outs, size=(rows,)) for rows, ins, outs in LINEAR]
     return tuple(dict.fromkeys(found))
 
 
 def upward() -> tuple[LayerShape, ...]:
     """Shapes of transposed convolutions."""
-    rows = (
-        (16, 8, 2, 48),
-        (32, 16, 2, 24),
-        (64, 32, 2, 12),
-        (128, 64, 2, 28),
-        (256, 128, 2, 14),
-        (64, 64, 4, 14),
-    )
-    twice = ((2, 2), (1, 1), (0, 0))
     return tuple(
-        LayerShape("conv_transpose2d", ins, outs, (kernel,) * 2, *twice, 1, (side, side))
-        for ins, outs, kernel, side in rows
+        LayerShape(
+            *("conv_transpose2d", ins, outs, (kernel,) * 2, (stride,) * 2), (1, 1), (0, 0), 1, (side, side)
+        )
+        for ins, outs, kernel, stride, side in UPWARD
     )
 
 

@@ -20,13 +20,17 @@ from edgekit_devices import Calibration, Point
 # Kinds that were not timed are taken for others that do about as much for each element.
 LIKE: Final = {
     "recurrent": "linear",
+    "einsum": "matmul",
     "matmul": "linear",
     "depthwise": "conv",
     "transposed": "conv",
     "grouped": "conv",
+    "volume": "conv",
     "linear": "conv",
     "mul": "add",
     "clip": "add",
+    "prelu": "clip",
+    "choose": "clip",
     "reduce": "add",
     "convert": "add",
     "move": "add",
@@ -40,15 +44,19 @@ LIKE: Final = {
     "transpose": "move",
     "pool": "reduce",
     "average": "pool",
+    "strip": "pool",
     "resize": "transpose",
     "activation": "add",
     "gelu": "activation",
+    "elu": "activation",
+    "softplus": "gelu",
+    "collapse": "reduce",
     "norm": "activation",
     "softmax": "activation",
 }
 # Points that say how fast weights come in, by how many bytes there are altogether.
 STREAM: Final = "stream"
-# Counts of channels that kernels make at once, and those that some of them need.
+# Counts of channels that kernels make or take at once.
 BLOCK, QUARTER = 16, 4
 # A timed operator is at least this share more than the cheapest of all.
 LEAST: Final = 0.1
@@ -76,7 +84,8 @@ class _Kind:
 def _coordinates(shape: tuple[int, int, int, int]) -> list[float]:
     """Logarithms of a shape, and of how much more its channels are in whole blocks."""
     depth, outs = shape[:2]
-    return [*(math.log2(n) for n in shape), _rounded_up(outs, BLOCK), _rounded_up(depth, QUARTER)]
+    waste = (_rounded_up(outs, BLOCK), _rounded_up(depth, BLOCK), _rounded_up(depth, QUARTER))
+    return [*(math.log2(n) for n in shape), *waste]
 
 
 def _rounded_up(n: int, block: int) -> float:

@@ -37,6 +37,7 @@ class Prediction:
         format: "onnx" or "tflite".
         threads: that it would run with.
         basis: "calibrated" from operators timed on the device, "class" from its data sheet.
+        unknown: types of operators that nothing is known of: they are counted as additions.
     """
 
     ms: float
@@ -47,6 +48,7 @@ class Prediction:
     format: str
     threads: int
     basis: str
+    unknown: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `estimated` is always true."""
@@ -60,7 +62,14 @@ class Prediction:
             "threads": self.threads,
             "basis": self.basis,
             "by_op": dict(self.by_op),
+            "unknown": list(self.unknown),
         }
+
+    def doubt(self) -> str:
+        """What is wrong with the interval, a sentence without its subject; empty where nothing is."""
+        if not self.unknown:
+            return ""
+        return f"nothing is known of {', '.join(self.unknown)}: the estimate may be far off"
 
     def __str__(self) -> str:
         return (
@@ -100,7 +109,8 @@ def estimate(ops: Sequence[Op], format: str, profile: Profile, *, threads: int |
     ms = (sum(by_op.values()) + call_ms) * scale
     parts = {kind: part * scale for kind, part in sorted(by_op.items(), key=lambda item: -item[1])}
     width = math.exp(found.width)
-    return Prediction(ms, ms / width, ms * width, parts, profile.name, format, threads, basis)
+    unknown = tuple(sorted({op.unknown for op in ops if op.unknown}))
+    return Prediction(ms, ms / width, ms * width, parts, profile.name, format, threads, basis, unknown)
 
 
 def can_predict(profile: Profile) -> bool:

@@ -37,12 +37,15 @@ def tflite_chain(probe: Probe, links: int) -> bytes:
             y = file.activation(dims, SCALE * (1 + index), 0)
             file.graph.outputs.append(file.operator("QUANTIZE", 1, [x], y))
         return file.content()
+    if kind in _OWN:
+        _OWN[kind](file, dims, links)
+        return file.content()
     if kind in SEPARATE:
         _side_by_side(file, probe, links)
         return file.content()
     x = before = file.activation(dims, SCALE, 0)
     file.graph.inputs = [x]
-    name, version, more, options, fields = _in_a_row(file, kind, x)
+    name, version, more, options, fields = _in_a_row(file, probe, x)
     for _ in range(links):
         scale, zero = (UNIT_SCALE, -128) if kind in UNIT else (SCALE, 0)
         after = file.activation(dims, scale, zero)
@@ -51,7 +54,75 @@ def tflite_chain(probe: Probe, links: int) -> bytes:
     return file.content()
 
 
-def _in_a_row(file: File, kind: str, x: int) -> Operator:
+def _products(file: File, dims: tuple[int, ...], links: int) -> None:
+    """Products side by side, of tensors of their own."""
+    heads, rows, depth, columns = dims
+    for _ in range(links):
+        pair = [file.activation(axes, SCALE, 0) for axes in ((heads, rows, depth), (heads, depth, columns))]
+        file.graph.inputs += pair
+        y = file.activation((heads, rows, columns), SCALE, 0)
+        file.graph.outputs.append(file.operator("BATCH_MATMUL", 1, pair, y, "BatchMatMulOptions"))
+
+
+def _reshaped(file: File, dims: tuple[int, ...], links: int) -> None:
+    """Two axes become one and two again, so often: a copy that the delegate leaves out costs nothing."""
+    batch, y, x, channels = dims
+    before = file.activation(dims, SCALE, 0)
+    file.graph.inputs = [before]
+    for index in range(links):
+        result = dims if index % 2 else (batch, y * x, channels)
+        fields = {"newShape": list(result)}
+        after = file.activation(result, SCALE, 0)
+        before = file.operator(
+            "RESHAPE", 1, [before, file.integers(result)], after, "ReshapeOptions", **fields
+        )
+    file.graph.outputs = [before]
+
+
+def _chosen(file: File, dims: tuple[int, ...], links: int) -> None:
+    """A comparison, and choices by what came of it."""
+    x = before = file.activation(dims, SCALE, 0)
+    file.graph.inputs = [x]
+    version = 1 if file.floating else 2
+    mask = file.operator("GREATER", version, [x, x], file.tensor(dims, "BOOL"), "GreaterOptions")
+    for _ in range(links):
+        after = file.activation(dims, SCALE, 0)
+        before = file.operator("SELECT", version, [mask, before, x], after, "SelectOptions")
+    file.graph.outputs = [before]
+
+
+def _volumes(file: File, dims: tuple[int, ...], links: int) -> None:
+    """Convolutions side by side, on one volume."""
+    ins, outs, *rest = dims
+    kernel, size = tuple(rest[:3]), tuple(rest[3:])
+    x = file.activation((1, *size, ins), SCALE, 0)
+    file.graph.inputs = [x]
+    steps = {f"stride{axis}": 1 for axis in "DHW"}
+    fields = {"padding": file.schema.Padding.SAME, **steps}
+    fields |= {f"dilation{axis}Factor": 1 for axis in "DHW"}
+    for _ in range(links):
+        weights = file.weights((*kernel, ins, outs), axis=4)
+        y = file.activation((1, *size, outs), SCALE, 0)
+        pair = [x, weights, file.bias(outs)]
+        file.graph.outputs.append(file.operator("CONV_3D", 1, pair, y, "Conv3DOptions", **fields))
+
+
+# Files that hold their operator in another way.
+_OWN: Final[Mapping[str, Callable[[File, tuple[int, ...], int], None]]] = {
+    "matmul": _products,
+    "volume": _volumes,
+    "copy": _reshaped,
+    "choose": _chosen,
+}
+
+
+def _in_a_row(file: File, probe: Probe, x: int) -> Operator:
+    if probe.op.kind == "prelu":
+        slopes = (1, 1, probe.dims[-1])
+        if file.floating:
+            return "PRELU", 1, [file.tensor(slopes, "FLOAT32", np.full(slopes, 0.1, np.float32))], "", {}
+        grid = (np.float32(UNIT_SCALE), np.int64(0), 0)
+        return "PRELU", 1, [file.tensor(slopes, "INT8", np.full(slopes, 26, np.int8), grid=grid)], "", {}
     window = {
         **{"filterHeight": 3, "filterWidth": 3, "strideH": 1, "strideW": 1},
         "padding": file.schema.Padding.SAME,
@@ -64,9 +135,8 @@ def _in_a_row(file: File, kind: str, x: int) -> Operator:
         "pool": ("MAX_POOL_2D", 2, [], "Pool2DOptions", window),
         "average": ("AVERAGE_POOL_2D", 2, [], "Pool2DOptions", window),
         "softmax": ("SOFTMAX", 2, [], "SoftmaxOptions", {"beta": 1.0}),
-        "matmul": ("BATCH_MATMUL", 1, [x], "BatchMatMulOptions", {}),
     }
-    return found[kind]
+    return found[probe.op.kind]
 
 
 def _side_by_side(file: File, probe: Probe, links: int) -> None:
@@ -88,16 +158,15 @@ def _reduced(file: File, probe: Probe) -> Separate:
     return result, ("MEAN", 2, [file.integers((1, 2))], "ReducerOptions", {"keepDims": True})
 
 
+def _collapsed(file: File, probe: Probe) -> Separate:
+    result = (probe.dims[0], 1, probe.dims[2])
+    return result, ("REDUCE_MAX", 2, [file.integers((1,))], "ReducerOptions", {"keepDims": True})
+
+
 def _joined(file: File, probe: Probe) -> Separate:
     del file
     result = (*probe.dims[:-1], 2 * probe.dims[-1])
     return result, ("CONCATENATION", 2, [], "ConcatenationOptions", {"axis": len(result) - 1})
-
-
-def _copied(file: File, probe: Probe) -> Separate:
-    batch, y, x, channels = probe.dims
-    result = (batch, y * x, channels)
-    return result, ("RESHAPE", 1, [file.integers(result)], "ReshapeOptions", {"newShape": list(result)})
 
 
 def _sliced(file: File, probe: Probe) -> Separate:
@@ -144,8 +213,8 @@ def _shuffled(file: File, probe: Probe) -> Separate:
 
 _SEPARATE: Final[Mapping[str, Callable[[File, Probe], Separate]]] = {
     "reduce": _reduced,
+    "collapse": _collapsed,
     "move": _joined,
-    "copy": _copied,
     "slice": _sliced,
     "transpose": _turned,
     "nearest": _enlarged,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,13 +32,19 @@ ELEMENTWISE: Final = {
     "RESIZE_BILINEAR": "resize",
     "MIRROR_PAD": "mirror",
     "PADV2": "pad",
-    **dict.fromkeys(("RELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "LEAKY_RELU", "PRELU", "ABS"), "clip"),
+    **dict.fromkeys(("RELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "LEAKY_RELU", "ABS"), "clip"),
     **dict.fromkeys(("MINIMUM", "MAXIMUM", "NEG"), "clip"),
-    **dict.fromkeys(("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN"), "reduce"),
+    "MEAN": "reduce",
+    **dict.fromkeys(("SUM", "REDUCE_MAX", "REDUCE_MIN"), "collapse"),
     **dict.fromkeys(("MUL", "SQUARED_DIFFERENCE", "SQUARE"), "mul"),
     **dict.fromkeys(("QUANTIZE", "DEQUANTIZE"), "convert"),
     "TRANSPOSE": "transpose",
     "GELU": "gelu",
+    **dict.fromkeys(("ADD", "SUB", "ADD_N"), "add"),
+    "PRELU": "prelu",
+    **dict.fromkeys(
+        ("SELECT", "SELECT_V2", "GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL", "EQUAL"), "choose"
+    ),
 }
 POOLS: Final = {"MAX_POOL_2D": "pool", "AVERAGE_POOL_2D": "average", "L2_POOL_2D": "average"}
 # They read no more than they write.
@@ -141,6 +148,10 @@ class _Graph:
         reads = sum(math.prod(self._shape(i)) for i in ins if i not in self.constants)
         if name in ("CONV_2D", "DEPTHWISE_CONV_2D"):
             return self._convolution(name, precision, ins, result, reads, label)
+        if name == "CONV_3D":
+            *kernel, depth, filters = self._shape(ins[1])
+            weight, channels_first = (filters, depth, *kernel), (result[0], result[-1], *result[1:-1])
+            return convolution(precision, weight, 1, channels_first, reads, label)
         if name == "TRANSPOSE_CONV":
             weight, source = self._shape(ins[1]), self._shape(ins[2])
             shape = (source[-1], weight[0], math.prod(weight[1:3]), math.prod(source[:-1]))
@@ -166,6 +177,7 @@ class _Graph:
             return turned(precision, self._shape(ins[0]), self._integers(ins[1]), label)
         most = max((math.prod(self._shape(i)) for i in ins if i not in self.constants), default=0)
         kind = "activation" if int(operator.outputs[0]) in self.tables else ELEMENTWISE.get(name, "add")
+        unknown = "" if name in ELEMENTWISE else name
         if name == "STRIDED_SLICE" and any(step != 1 for step in self._integers(ins[3])):
             kind = "slice"
         if name == "RESIZE_NEAREST_NEIGHBOR" and not operator.builtinOptions.halfPixelCenters:
@@ -173,7 +185,8 @@ class _Graph:
         if name in CUTTING:
             most = 0
         run = 1 if kind == "slice" else self._run(name, operator, ins, result)
-        return elementwise(kind, precision, max(most, math.prod(result)), run=run, name=label)
+        found = elementwise(kind, precision, max(most, math.prod(result)), run=run, name=label)
+        return replace(found, unknown=unknown)
 
     def _run(self, name: str, operator: Any, ins: list[int], result: Shape) -> int:
         """Elements that lie side by side before and after, or that belong together otherwise."""
@@ -224,7 +237,8 @@ class _Graph:
         """Of the result; integer weights between float ends are multiplied in integers, too."""
         if name in ("QUANTIZE", "DEQUANTIZE"):
             return "int8"
-        types = {self._type(outs[0])}
+        compares = self._type(outs[0]) == "BOOL"
+        types = {self._type((ins if compares else outs)[0])}
         if name in ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D"):
             types.add(self._type(ins[1]))
         return "int8" if types & INTEGERS else "float32"

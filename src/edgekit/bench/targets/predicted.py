@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgekit.bench.predict import check_predictable, predict
+from edgekit.bench.predict import Prediction, check_predictable, predict
 from edgekit.bench.results import PREDICTED, Failure, Latency, Machine, Memory, Result, Run, Spec
 from edgekit.bench.targets import Told, silent
 from edgekit.errors import UsageError
@@ -28,12 +28,17 @@ def measure(spec: Spec, profile: Profile, *, told: Told = silent) -> Result:
     """
     check_predictable(profile)
     runs: list[Run] = []
+    doubts: list[Failure] = []
     errors: list[Failure] = []
     for index, file in enumerate(spec.files):
         told(index / len(spec.files), f"estimating {file.name}")
         try:
             for format, path in files_of({"path": file.path, "format": file.format}):
-                runs += [_run(file.name, format, Path(path), profile, threads) for threads in spec.threads]
+                found = [predict(Path(path), profile, threads=threads) for threads in spec.threads]
+                runs += [_run(file.name, each) for each in found]
+                doubts += [
+                    Failure(f"{file.name} {format}", each.doubt()) for each in found[:1] if each.doubt()
+                ]
         except (UsageError, DeviceError) as error:
             errors.append(Failure(file.name, error.what))
         except (ValueError, OSError) as error:
@@ -42,16 +47,22 @@ def measure(spec: Spec, profile: Profile, *, told: Told = silent) -> Result:
         Failure(profile.name, f"batch {batch}: an estimate is of batch 1") for batch in spec.batches if batch != 1
     )  # fmt: skip
     return Result(
-        _machine(profile), tuple(runs), (), None, tuple(errors), skipped, device=profile.name, kind=PREDICTED
+        _machine(profile),
+        tuple(runs),
+        (),
+        None,
+        tuple(errors),
+        (*doubts, *skipped),
+        device=profile.name,
+        kind=PREDICTED,
     )
 
 
-def _run(name: str, format: str, path: Path, profile: Profile, threads: int) -> Run:
-    found = predict(path, profile, threads=threads)
+def _run(name: str, found: Prediction) -> Run:
     return Run(
         name=name,
-        format=format,
-        threads=threads,
+        format=found.format,
+        threads=found.threads,
         batch=1,
         latency_ms=Latency(found.ms, None, None, found.ms, 0),
         per_s=1e3 / found.ms,
