@@ -34,12 +34,12 @@ THREADS = (1, 2)
 Row = dict[str, Any]
 
 
-def calibrated(path: Path, threads: Sequence[int], *, again: bool) -> Profile:
+def calibrated(path: Path, threads: Sequence[int], *, again: bool, passes: int = 1) -> Profile:
     """The profile of this machine, as `edgekit bench calibrate` writes it; kept in the cache."""
     if again or not path.exists():
         base = load_profile("generic")
         told = lambda share, what: print(f"calibration {share:4.0%} {what}", file=sys.stderr)  # noqa: E731
-        profile = calibrate(base, threads=threads, told=told)
+        profile = calibrate(base, threads=threads, passes=passes, told=told)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(to_toml(profile), encoding="utf-8")
     return read_profile(path.read_text(encoding="utf-8"), path.stem)
@@ -153,7 +153,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--again", action="store_true", help="calibrate again, though there is a calibration")
     parser.add_argument("--write", action="store_true", help="make the residuals those of the package")
     options = parser.parse_args(arguments)
-    profile = calibrated(CACHE / "this-machine.toml", options.threads, again=options.again)
+    profile = calibrated(
+        CACHE / "this-machine.toml", options.threads, again=options.again, passes=options.passes
+    )
     chosen = [each for each in (*NETWORKS, *LATER) if each.name in options.network]
     rows = compared(measured(options.threads, chosen, options.passes), profile)
     for row in rows:

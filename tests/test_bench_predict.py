@@ -20,7 +20,7 @@ from edgekit.bench.layers.float_onnx import float_onnx_file
 from edgekit.bench.layers.onnx_file import onnx_file
 from edgekit.bench.layers.tflite_file import tflite_file
 from edgekit.bench.predict import Op, can_predict, estimate, predict, read_ops
-from edgekit.bench.predict.calibrate import calibrate, content_of, to_toml
+from edgekit.bench.predict.calibrate import calibrate, content_of, quicker, to_toml
 from edgekit.bench.predict.cores import CORES, class_ms, fastest
 from edgekit.bench.predict.intervals import COVERAGE, Residual, evidence, spread
 from edgekit.bench.predict.ops import KINDS, PRECISIONS, elementwise, piece, turned, weighted
@@ -307,6 +307,16 @@ def test_a_calibration_answers_for_its_formats_and_threads_only(tmp_path: Path) 
         predict(path, replace(profile, calibration=(known,)))
 
 
+def test_of_several_passes_the_quickest_time_of_each_operator_counts() -> None:
+    known = calibration()
+    halved = replace(known.points[3], ms=known.points[3].ms / 2)
+    other = replace(known, call_ms=0.001, op_ms=0.1, points=(*known.points[:3], halved, *known.points[4:]))
+    found = quicker(known, other)
+    assert (found.call_ms, found.op_ms) == (0.001, known.op_ms)
+    assert found.points == other.points
+    assert quicker(other, known) == found
+
+
 def test_a_calibrated_profile_is_written_as_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     base = replace(load_profile("raspberry-pi-4"), name="mine")
 
@@ -316,7 +326,7 @@ def test_a_calibrated_profile_is_written_as_it_is_read(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("edgekit.bench.predict.calibrate.probes", few)
     told: list[float] = []
-    profile = calibrate(base, told=lambda share, what: told.append(share))
+    profile = calibrate(base, passes=2, told=lambda share, what: told.append(share))
     assert [(c.format, c.precision) for c in profile.calibration] == [
         (f, p) for f in FORMATS for p in PRECISIONS
     ]

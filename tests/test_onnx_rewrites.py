@@ -1,14 +1,20 @@
 """Each rewrite of the ONNX graph: the form it brings, and the same results before and after."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
+from torch import nn
 
+from edgekit.stages.quantize.apply import convert
+from edgekit_converters.onnx import export_onnx
 from edgekit_converters.onnx.rewrites import (
     clamp_in_integers,
     drop_relabelings,
@@ -21,6 +27,7 @@ from edgekit_converters.onnx.rewrites import (
     quantize_biases,
     shift_to_uint8,
 )
+from quantized_programs import calibrated, program
 
 RNG = np.random.default_rng(0)
 GRID = {"s": np.float32(0.05), "z": np.int8(-3)}
@@ -94,6 +101,17 @@ def test_zero_points_that_the_exporter_left_as_casts_become_constants() -> None:
         **given,
     )
     assert ops(rewritten(model, fold_casts, image())) == ["DequantizeLinear", "Conv"]
+
+
+def test_a_layer_of_more_outputs_than_the_exporter_folds_is_a_valid_file(tmp_path: Path) -> None:
+    wide = program(lambda x, linear: torch.relu(linear(x)), nn.Linear(4, 9000), shape=(4,))
+    export_onnx(convert(calibrated(wide)), tmp_path / "m.onnx")
+    session = ort.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    x = image(1, 4)
+    (found,) = session.run(None, {session.get_inputs()[0].name: x})
+    (expected,) = wide.graph(torch.from_numpy(x))
+    assert found.shape == (1, 9000)
+    assert np.abs(found - expected.detach().numpy()).max() < 0.05 * np.abs(found).max()
 
 
 def test_a_cast_of_what_is_computed_or_to_float_stays() -> None:

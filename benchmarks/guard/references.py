@@ -89,6 +89,16 @@ def transactions(folder: Path, rows: int = 16) -> Callable[[], None]:
     return work
 
 
+def together(*works: Callable[[], None]) -> Callable[[], None]:
+    """One after the other: for paths that compute and wait for the disk, in parts that differ between machines."""
+
+    def work() -> None:
+        for each in works:
+            each()
+
+    return work
+
+
 def copies(kilobytes: int = 64, times: int = 4) -> Callable[[], None]:
     """Copies into an array and bytes through a pipe: what handing a sample to another process is made of."""
     source = np.zeros(kilobytes << 8, np.float32)

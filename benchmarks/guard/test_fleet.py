@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import insert
 
 from benchmarks.guard.conftest import Against
-from benchmarks.guard.references import columns, documents, transactions
+from benchmarks.guard.references import columns, documents, together, transactions
 from edgekit.fleet.context import Fleet
 from edgekit.fleet.rules.evidence import Columns, Evidence
 from edgekit.fleet.rules.gates import Limits, judged
@@ -133,7 +133,8 @@ def test_ingest_store(against: Against, fleet: Fleet, tmp_path: Path) -> None:
     def bring() -> None:
         taken[:] = next(waiting)
 
-    against(save, transactions(tmp_path), rounds=80, reference_calls=2, before=bring)
+    reference = together(transactions(tmp_path), documents(600))
+    against(save, reference, rounds=80, before=bring)
 
 
 def test_merging(against: Against, fleet: Fleet) -> None:

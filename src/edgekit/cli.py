@@ -186,6 +186,10 @@ def bench(
     like: Annotated[
         str | None, typer.Option(metavar="NAME", help="With calibrate: the profile whose data sheet is kept.")
     ] = None,
+    passes: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="With calibrate: how often; the quickest time counts. 1 without."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the result as JSON.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result to stdout, nothing else.")
@@ -198,7 +202,13 @@ def bench(
             from edgekit.bench.predict.command import calibrate_command
 
             return calibrate_command(
-                devices=device or (), threads=threads, like=like, out=out, as_json=as_json, console=errors
+                devices=device or (),
+                threads=threads,
+                like=like,
+                passes=1 if passes is None else _number("--passes", passes, int) or 0,
+                out=out,
+                as_json=as_json,
+                console=errors,
             )
         from edgekit.bench.command import bench as run
 

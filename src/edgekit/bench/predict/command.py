@@ -19,6 +19,7 @@ from edgekit_devices import Profile, find_profile
 
 WORD: Final = "calibrate"
 DEFAULT_OUT: Final = Path("profile.toml")
+MOST_PASSES: Final = 20
 
 
 def calibrate_command(
@@ -26,6 +27,7 @@ def calibrate_command(
     devices: Sequence[str] = (),
     threads: str | None = None,
     like: str | None = None,
+    passes: int = 1,
     out: Path | None = None,
     as_json: bool = False,
     console: Console,
@@ -36,6 +38,7 @@ def calibrate_command(
         devices: at most one, "local" or `ssh://user@host`.
         threads: numbers with commas; None takes 1, 2, 4, … up to the cores here.
         like: profile whose data sheet is kept; None takes what this machine says.
+        passes: over all operators; the quickest time of each counts.
         out: file of the profile; its stem names it.
         as_json: print what was written.
         console: of stderr.
@@ -53,10 +56,16 @@ def calibrate_command(
         raise UsageError(
             f"{path}: no place for a profile", expected="a new .toml file", way_out="Name another with -o."
         )
+    if not 1 <= passes <= MOST_PASSES:
+        raise UsageError(
+            f"--passes {passes}",
+            expected=f"1 to {MOST_PASSES}",
+            way_out="Two suffice where a machine is busy.",
+        )
     numbers = spec_of((), threads=threads).threads if threads is not None else default_threads()
     base = replace(_here() if like is None else find_profile(like), name=path.stem)
     with shown(console) as told:
-        profile = calibrate(base, device=device, threads=numbers, told=told(device))
+        profile = calibrate(base, device=device, threads=numbers, passes=passes, told=told(device))
     try:
         path.write_text(to_toml(profile), encoding="utf-8")
     except OSError as error:
