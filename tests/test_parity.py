@@ -161,8 +161,10 @@ def test_rounding_ties_do_next_to_nothing_to_a_plain_network(plain: QuantizedPro
 
 def test_ties_that_a_network_amplifies_are_allowed_and_no_more() -> None:
     """The difference of two large values: one step of theirs is many of the result's."""
+    generator = torch.Generator().manual_seed(0)
     first, second = nn.Conv2d(1, 4, 1), nn.Conv2d(1, 4, 1)
     for layer in (first, second):
+        nn.init.uniform_(layer.weight, -1.0, 1.0, generator=generator)
         nn.init.constant_(layer.bias, 50.0)
     quantized = convert(
         calibrated(
