@@ -205,7 +205,7 @@ def bench(
                 devices=device or (),
                 threads=threads,
                 like=like,
-                passes=1 if passes is None else _number("--passes", passes, int) or 0,
+                passes=_number("--passes", passes, int),
                 out=out,
                 as_json=as_json,
                 console=errors,

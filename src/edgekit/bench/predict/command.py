@@ -27,7 +27,7 @@ def calibrate_command(
     devices: Sequence[str] = (),
     threads: str | None = None,
     like: str | None = None,
-    passes: int = 1,
+    passes: int | None = None,
     out: Path | None = None,
     as_json: bool = False,
     console: Console,
@@ -38,7 +38,7 @@ def calibrate_command(
         devices: at most one, "local" or `ssh://user@host`.
         threads: numbers with commas; None takes 1, 2, 4, … up to the cores here.
         like: profile whose data sheet is kept; None takes what this machine says.
-        passes: over all operators; the quickest time of each counts.
+        passes: over all operators, the quickest time of each counts; None is one.
         out: file of the profile; its stem names it.
         as_json: print what was written.
         console: of stderr.
@@ -56,6 +56,7 @@ def calibrate_command(
         raise UsageError(
             f"{path}: no place for a profile", expected="a new .toml file", way_out="Name another with -o."
         )
+    passes = 1 if passes is None else passes
     if not 1 <= passes <= MOST_PASSES:
         raise UsageError(
             f"--passes {passes}",

@@ -26,6 +26,15 @@ HEADS: Final = (16, 64)
 # How much wider and higher pictures become, and how much of a border they get.
 TWICE, BORDER = 2, 1
 
+# Results of softmax and sigmoid are between 0 and 1: the grid that both runtimes want for them.
+UNIT_SCALE, SCALE = 1 / 256, 0.05
+UNIT: Final = frozenset({"softmax", "activation"})
+# One beside the other, each on an input of its own: what they give does not fit what they take.
+SEPARATE: Final = frozenset(
+    {"reduce", "move", "slice", "transpose", "nearest", "repeat", "resize", "pad", "mirror"}
+    | {"shuffle", "strip", "collapse"}
+)
+
 # Kinds that are not timed, by format and precision.
 _ABSENT: Final[Mapping[tuple[str, str], frozenset[str]]] = {
     # LiteRT makes several operators of norms and softplus, clips in what comes before, and pools images only.

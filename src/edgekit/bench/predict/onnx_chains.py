@@ -11,19 +11,11 @@ from typing import Any, Final
 import numpy as np
 
 from edgekit.bench.layers.onnx_file import IR_VERSION, File
-from edgekit.bench.predict.light import BORDER, STRIP_TAPS, TWICE
+from edgekit.bench.predict.light import BORDER, SCALE, SEPARATE, STRIP_TAPS, TWICE, UNIT, UNIT_SCALE
 from edgekit.bench.predict.probe import Probe
 from edgekit.bench.predict.products import GATES
 from edgekit_converters.onnx.export import GELU_OPSET, OPSET
 
-# Results of softmax and sigmoid are between 0 and 1: the grid that both runtimes want for them.
-UNIT_SCALE, SCALE = 1 / 256, 0.05
-UNIT: Final = frozenset({"softmax", "activation"})
-# One beside the other, each on an input of its own: what they give does not fit what they take.
-SEPARATE: Final = frozenset(
-    {"reduce", "move", "copy", "slice", "transpose", "nearest", "repeat", "resize", "pad", "mirror"}
-    | {"shuffle", "strip", "collapse"}
-)
 # Kinds that know nothing of channels, or whose axes are given.
 _AS_GIVEN: Final = frozenset({"move", "slice", "transpose", "softmax", "norm", "strip", "collapse"})
 # With channels last, as between integer convolutions, where these are moved together.
@@ -34,7 +26,7 @@ _ON_INTEGERS: Final = _ENLARGING | {"clip", "move", "slice", "transpose", "pad",
 _BETWEEN: Final = frozenset({"pool", "average"})
 _WEIGHT_SCALE: Final = 0.01
 _WINDOW: Final = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [1, 1]}
-# Operator, further inputs, attributes.
+# Operator, inputs behind its predecessor, or all of them with "before" for it, attributes.
 _OPERATORS: Final[dict[str, tuple[str, tuple[str, ...], dict[str, Any]]]] = {
     "add": ("Add", ("x",), {}),
     "mul": ("Mul", ("x",), {}),
@@ -43,7 +35,7 @@ _OPERATORS: Final[dict[str, tuple[str, tuple[str, ...], dict[str, Any]]]] = {
     "activation": ("Sigmoid", (), {}),
     "elu": ("Elu", (), {}),
     "softplus": ("Softplus", (), {}),
-    "choose": ("Where", (), {}),
+    "choose": ("Where", ("mask", "before", "x"), {}),
     "gelu": ("Gelu", (), {}),
     "reduce": ("GlobalAveragePool", (), {}),
     "collapse": ("ReduceMax", ("rows",), {"keepdims": 1}),
@@ -241,13 +233,12 @@ def _linked(
     between = converted and kind in _BETWEEN
     if between:
         before = _read(file, _convolved(file, before, probe.dims[-1]))
-    if kind == "choose":
+    if "mask" in more:
         file.nodes.append(helper.make_node("Greater", ["x", "low"], ["mask"]))
     first = before
     for index in range(links):
-        ins = [before, *({"x": first, "other": other}.get(name, name) for name in more)]
-        if kind == "choose":
-            ins = ["mask", before, "x"]
+        names = more if "before" in more else ("before", *more)
+        ins = [{"before": before, "x": first, "other": other}.get(name, name) for name in names]
         before = f"y{index}_{source}"
         file.nodes.append(helper.make_node(op, ins, [before], **attributes))
         if converted:

@@ -2,7 +2,8 @@
 
 The covariance is a plane plus a Matérn function of order 3/2 with a length for each coordinate. Lengths and noise are
 those of the largest marginal likelihood, found by coordinate search: the points say themselves in which direction they
-change fast, and nothing else needs to be chosen for another device.
+change fast, and nothing else needs to be chosen for another device. In numpy alone, since estimates are made where no
+library of statistics is installed.
 """
 
 from __future__ import annotations

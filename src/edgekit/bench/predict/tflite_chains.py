@@ -11,8 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgekit.bench.layers.tflite_file import File
-from edgekit.bench.predict.light import BORDER, TWICE
-from edgekit.bench.predict.onnx_chains import SCALE, SEPARATE, UNIT, UNIT_SCALE
+from edgekit.bench.predict.light import BORDER, SCALE, SEPARATE, TWICE, UNIT, UNIT_SCALE
 from edgekit.bench.predict.probe import Probe
 
 Fields = dict[str, Any]
