@@ -20,14 +20,14 @@ from edgekit.bench.layers.float_onnx import float_onnx_file
 from edgekit.bench.layers.onnx_file import onnx_file
 from edgekit.bench.layers.tflite_file import tflite_file
 from edgekit.bench.predict import Op, can_predict, estimate, predict, read_ops
-from edgekit.bench.predict.calibrate import calibrate, content_of, quicker, to_toml
+from edgekit.bench.predict.calibrate import MANY_LINKS, calibrate, content_of, quicker, to_toml
 from edgekit.bench.predict.cores import CORES, class_ms, fastest
 from edgekit.bench.predict.intervals import COVERAGE, Residual, evidence, spread
 from edgekit.bench.predict.ops import KINDS, PRECISIONS, elementwise, piece, turned, weighted
 from edgekit.bench.predict.probe import Probe
 from edgekit.bench.predict.probes import layers, probes
 from edgekit.bench.predict.process import Process
-from edgekit.bench.predict.rates import STREAM, Rates
+from edgekit.bench.predict.rates import CROWD, STREAM, Rates
 from edgekit.errors import UsageError
 from edgekit_devices import Calibration, Cluster, Point, load_profile, names, read_profile
 
@@ -183,6 +183,18 @@ def test_weights_that_come_from_memory_take_their_time() -> None:
     assert rates.ms(op, total_bytes=2**28) == pytest.approx(0.001 + op.weight_bytes / 2**20 * 0.5)
 
 
+def test_among_many_operators_each_costs_what_it_does_in_a_long_chain() -> None:
+    crowds = tuple(Point(CROWD, (1, 1, 1, n), n, ms) for n, ms in ((250, 0.001), (4000, 0.003)))
+    known = calibration()
+    rates = Rates(replace(known, points=(*known.points, *crowds)))
+    op = weighted("conv", "int8", (64, 64, 1, 196))
+    few, some, many, more = (rates.ms(op, count=n) for n in (1, 1000, 4000, 100_000))
+    assert few == pytest.approx(rates.ms(op, count=250))
+    assert few < some < many
+    assert many - few == pytest.approx(0.002)
+    assert more == many
+
+
 def test_what_was_not_timed_is_taken_for_its_like() -> None:
     rates = Rates(calibration())
     linear, conv = (weighted(kind, "int8", (64, 64, 1, 49)) for kind in ("linear", "conv"))
@@ -334,7 +346,7 @@ def test_a_calibrated_profile_is_written_as_it_is_read(monkeypatch: pytest.Monke
     assert told == sorted(told)
     again = read_profile(to_toml(profile), "mine")
     assert replace(again, calibration=()) == replace(profile, calibration=())
-    assert [len(c.points) for c in again.calibration] == [2] * 4
+    assert [len(c.points) for c in again.calibration] == [2 + len(MANY_LINKS)] * 4
     assert read_profile(to_toml(again), "mine") == again
 
 

@@ -17,14 +17,14 @@ from typing import Any, Final
 import numpy as np
 
 from edgekit.bench.layers.float_onnx import float_onnx_file
-from edgekit.bench.layers.measure import BATCH, TURNS, YARDSTICK, copies_of, undisturbed
+from edgekit.bench.layers.measure import BATCH, TURNS, WARM_UP, YARDSTICK, copies_of, undisturbed
 from edgekit.bench.layers.onnx_file import onnx_file
 from edgekit.bench.layers.tflite_file import tflite_file
 from edgekit.bench.predict.onnx_chains import onnx_chain
 from edgekit.bench.predict.ops import PRECISIONS, elementwise
 from edgekit.bench.predict.probe import LINKS, Probe
 from edgekit.bench.predict.probes import op_of, probes
-from edgekit.bench.predict.rates import STREAM
+from edgekit.bench.predict.rates import CROWD, STREAM
 from edgekit.bench.predict.tflite_chains import tflite_chain
 from edgekit.bench.results import ModelFile, Spec
 from edgekit.bench.runners import open_onnx, runner, tflite_runner
@@ -33,8 +33,9 @@ from edgekit.errors import UsageError
 from edgekit_devices import Calibration, Point, Profile
 
 FORMATS: Final = ("onnx", "tflite")
-# A short chain tells a call from its operators.
+# A short chain tells a call from its operators, long ones what an operator costs among so many.
 FEW_LINKS: Final = 1
+MANY_LINKS: Final = (250, 1000, 4000)
 TINY: Final = 64
 # The system wakes threads on one core now and then, where they win nothing over one thread, for whole turns.
 TURNS_TOGETHER: Final = 12
@@ -100,28 +101,33 @@ def _table(
 ) -> Calibration:
     """Everything of one runtime, precision and number of threads; `calls` are as a user makes them."""
     empty = Probe(elementwise("add", precision, TINY), dims=(1, 1, 1, TINY))
-    wanted = [empty, *probes(format, precision)]
+    wanted = probes(format, precision)
     ms: list[float] = []
     with tempfile.TemporaryDirectory(prefix="edgekit-calibrate-") as folder:
-        short = Path(folder) / f"short.{format}"
-        short.write_bytes(CHAINS[format](empty, FEW_LINKS))
-        few: list[float] = []
+        chains: dict[str, Path] = {}
+        for n in (FEW_LINKS, *MANY_LINKS):
+            chains[f"chain{n}"] = Path(folder) / f"chain{n}.{format}"
+            chains[f"chain{n}"].write_bytes(CHAINS[format](empty, n))
+        crowds, short = dict(times(chains, threads)), f"chain{FEW_LINKS}"
         for start in range(0, len(wanted), BATCH):
             part(start / len(wanted))
             batch = {
                 f"{start + i}": _written(Path(folder) / f"{start + i}.{format}", probe)
                 for i, probe in enumerate(wanted[start : start + BATCH])
             }
-            took = times({"short": short, **batch}, threads)
-            few.append(took["short"])
+            took = times({short: chains[short], **batch}, threads)
+            crowds[short] = min(crowds[short], took[short])
             ms += [took[name] for name in batch]
             for path in batch.values():
                 path.unlink()
-        whole = calls({"short": short}, threads)["short"]
-    op_ms = max((ms[0] - min(few)) / (LINKS - FEW_LINKS), LEAST_MS)
-    bound_ms, call_ms = (max(t - FEW_LINKS * op_ms, 0.0) for t in (min(few), whole))
-    points = tuple(_point(p, t, bound_ms) for p, t in zip(wanted[1:], ms[1:], strict=True))
-    return Calibration(format, precision, threads, call_ms, op_ms, points)
+        whole = calls({short: chains[short]}, threads)[short]
+    op_ms = max((crowds[f"chain{MANY_LINKS[0]}"] - crowds[short]) / (MANY_LINKS[0] - FEW_LINKS), LEAST_MS)
+    bound_ms, call_ms = (max(t - FEW_LINKS * op_ms, 0.0) for t in (crowds[short], whole))
+    points = [_point(p, t, bound_ms) for p, t in zip(wanted, ms, strict=True)]
+    for n in MANY_LINKS:
+        alone = max((crowds[f"chain{n}"] - bound_ms) / n, LEAST_MS)
+        points.append(Point(CROWD, (1, 1, 1, n), n, alone))
+    return Calibration(format, precision, threads, call_ms, op_ms, tuple(points))
 
 
 def _point(probe: Probe, ms: float, call_ms: float) -> Point:
@@ -158,7 +164,8 @@ def local_times(run: Callable[..., Callable[[], None]] | None = None) -> Times:
     """Times files here, beside a yardstick that tells quiet moments from busy ones; how quick it can be is kept.
 
     Args:
-        run: makes the call of a file, with `threads`; None binds results, so that nothing is copied out.
+        run: makes the call of a file as a user does, with `threads`; None is for operators, and binds results, so
+            that nothing is copied out.
     """
     best: dict[tuple[str, int], float] = {}
 
@@ -171,7 +178,8 @@ def local_times(run: Callable[..., Callable[[], None]] | None = None) -> Times:
             make = run or RUNNERS[format]
             runs = [make(path, threads=threads) for path in (yardstick, *files.values())]
             turns = TURNS if threads == 1 else TURNS_TOGETHER
-            first, *others = undisturbed(runs, best.get((format, threads)), turns=turns)
+            warm = WARM_UP if run else 1
+            first, *others = undisturbed(runs, best.get((format, threads)), turns=turns, warm=warm)
         best[format, threads] = min(first, best.get((format, threads), first))
         return dict(zip(files, others, strict=True))
 

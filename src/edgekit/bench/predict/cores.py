@@ -88,6 +88,7 @@ ELEMENTS: Final[Mapping[str, float]] = {
     "pool": 1.5,
     "average": 1.5,
     "strip": 1.0,
+    "window": 0.1,
     "resize": 0.5,
     "activation": 0.25,
     "gelu": 0.15,

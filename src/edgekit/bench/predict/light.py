@@ -15,6 +15,9 @@ STRIP_TAPS: Final = 4
 FEWER: Final = (2_048, 65_536)
 CHANNELS: Final = 32
 POOL_TAPS: Final = 9
+# Windows over time, height and width, which step as wide as they are.
+WINDOWS: Final = ((1, 2, 2), (2, 2, 2))
+DEEP: Final = 4
 # What softmax goes over, what norms go over, and what lies side by side where data are moved.
 ROWS: Final = (8, 32, 197, 1000)
 NORMED: Final = (64, 384)
@@ -43,9 +46,9 @@ _ABSENT: Final[Mapping[tuple[str, str], frozenset[str]]] = {
     # In float between conversions; other axes cost nothing, and mirrored borders are borders.
     ("onnx", "int8"): frozenset(
         {"norm", "gelu", "elu", "softplus", "prelu", "choose", "strip", "resize", "shuffle", "copy", "mirror"}
-        | {"repeat"}
+        | {"repeat", "window"}
     ),
-    ("onnx", "float32"): frozenset({"convert", "copy", "mirror", "repeat"}),
+    ("onnx", "float32"): frozenset({"convert", "copy", "mirror", "repeat", "window"}),
 }
 
 
@@ -76,6 +79,17 @@ def _strips(kind: str, format: str, precision: str) -> Iterator[Probe]:
         dims = (1, CHANNELS, elements // CHANNELS)
         work = math.prod(dims) // STRIP_TAPS
         yield Probe(elementwise(kind, precision, work, taps=STRIP_TAPS), dims=dims)
+
+
+def _windows(kind: str, format: str, precision: str) -> Iterator[Probe]:
+    """The maximum of windows over three axes, channels first."""
+    del format
+    for elements in FEWER:
+        for window in WINDOWS:
+            side = max(4, math.isqrt(elements // (CHANNELS * DEEP)) // TWICE * TWICE)
+            volume, taps = (1, CHANNELS, DEEP, side, side), math.prod(window)
+            op = elementwise(kind, precision, math.prod(volume) // taps, taps=taps)
+            yield Probe(op, dims=(*volume, *window))
 
 
 def _rows(kind: str, format: str, precision: str) -> Iterator[Probe]:
@@ -167,6 +181,7 @@ def _turned(kind: str, format: str, precision: str) -> Iterator[Probe]:
 
 _BY_KIND: Final[Mapping[str, Callable[[str, str, str], Iterator[Probe]]]] = {
     "strip": _strips,
+    "window": _windows,
     "softmax": _rows,
     "norm": _rows,
     "collapse": _collapsed,

@@ -13,7 +13,7 @@ COMPUTING: Final = (
 )
 MOVING: Final = (
     *("add", "mul", "clip", "prelu", "choose", "activation", "elu", "softplus", "gelu"),
-    *("pool", "strip", "average", "reduce", "collapse", "softmax", "norm", "convert"),
+    *("pool", "strip", "window", "average", "reduce", "collapse", "softmax", "norm", "convert"),
     *("copy", "move", "slice", "transpose", "nearest", "repeat", "resize", "pad", "mirror", "shuffle"),
 )
 MACS: Final = frozenset(COMPUTING)

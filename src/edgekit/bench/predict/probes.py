@@ -70,6 +70,7 @@ TEMPORAL: Final = (
 # Rows, inputs and outputs of linear layers.
 LINEAR: Final = (
     *(
+        (1, 8, 16),
         (1, 32, 32),
         (1, 64, 10),
         (1, 256, 256),

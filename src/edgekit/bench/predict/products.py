@@ -9,11 +9,12 @@ from typing import Final
 from edgekit.bench.predict.ops import weighted
 from edgekit.bench.predict.probe import Probe
 
-# Heads, rows, what is summed over, and columns of products of activations; attention has one long and one short side.
+# Heads, rows, what is summed over, and columns of products of activations; attention has one long and one short side,
+# and between channels two long ones with few rows.
 PRODUCTS: Final = (
     *((2, 16, 16, 16), (3, 64, 64, 64), (4, 128, 128, 128), (3, 197, 64, 197), (3, 197, 197, 64)),
     *((4, 49, 32, 49), (4, 49, 49, 32), (2, 196, 16, 196), (2, 196, 196, 16)),
-    *((1, 400, 16, 400), (1, 400, 400, 16)),
+    *((1, 400, 16, 400), (1, 400, 400, 16), (1, 16, 400, 400), (2, 32, 512, 512)),
 )
 # Steps, inputs and state of recurrent cells with four gates.
 CELLS: Final = ((12, 16, 8), (32, 128, 32), (50, 40, 64), (98, 64, 128))
@@ -21,7 +22,8 @@ GATES: Final = 4
 # Channels in and out, extents of the kernel, and of the volume.
 VOLUMES: Final = (
     *((3, 16, (3, 3, 3), (8, 28, 28)), (8, 8, (3, 3, 3), (8, 14, 14)), (16, 32, (1, 3, 3), (8, 14, 14))),
-    *((32, 32, (3, 1, 1), (8, 14, 14)), (32, 64, (3, 3, 3), (4, 14, 14))),
+    *((32, 32, (3, 1, 1), (8, 14, 14)), (32, 64, (3, 3, 3), (4, 14, 14)), (64, 64, (3, 3, 3), (4, 7, 7))),
+    *((3, 24, (3, 3, 3), (4, 64, 64)), (3, 8, (3, 3, 3), (16, 56, 56)), (16, 32, (1, 3, 3), (8, 28, 28))),
 )
 
 

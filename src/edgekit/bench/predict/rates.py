@@ -45,6 +45,7 @@ LIKE: Final = {
     "pool": "reduce",
     "average": "pool",
     "strip": "pool",
+    "window": "pool",
     "resize": "transpose",
     "activation": "add",
     "gelu": "activation",
@@ -56,6 +57,8 @@ LIKE: Final = {
 }
 # Points that say how fast weights come in, by how many bytes there are altogether.
 STREAM: Final = "stream"
+# Points that say what the least operator costs among so many: what a runtime keeps of each leaves the caches, too.
+CROWD: Final = "crowd"
 # Counts of channels that kernels make or take at once.
 BLOCK, QUARTER = 16, 4
 # A timed operator is at least this share more than the cheapest of all.
@@ -104,6 +107,7 @@ class Rates:
     _points: dict[str, list[Point]] = field(init=False, repr=False, compare=False)
     _kinds: dict[str, _Kind] = field(init=False, repr=False, compare=False)
     _streams: list[tuple[float, float]] = field(init=False, repr=False, compare=False)
+    _crowds: list[tuple[float, float]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         by_kind: dict[str, list[Point]] = {}
@@ -116,18 +120,25 @@ class Rates:
         # Total bytes and bytes a millisecond, ascending.
         found = sorted((1024.0 * point.shape[3], point.work / point.ms) for point in streams)
         object.__setattr__(self, "_streams", found)
+        # Operators and milliseconds of one, ascending.
+        least = self.calibration.op_ms
+        crowds = sorted((float(point.shape[3]), max(point.ms, least)) for point in by_kind.pop(CROWD, []))
+        object.__setattr__(self, "_crowds", [(1.0, least), *crowds])
 
-    def ms(self, op: Op, total_bytes: int = 0) -> float:
+    def ms(self, op: Op, total_bytes: int = 0, count: int = 1) -> float:
         """Milliseconds of an operator inside a network: what it computes or what it reads, whichever takes longer.
 
         Args:
             op: the operator.
             total_bytes: of all weights of the file, which pass through the caches between two uses of one.
+            count: of all operators of the file.
 
         Raises:
             ValueError: nothing like it was timed.
         """
-        return self.calibration.op_ms + max(self._computes(op), self._reads(op, total_bytes))
+        counts, least = np.array(self._crowds).T
+        starts = float(np.interp(math.log(max(1, count)), np.log(counts), least))
+        return starts + max(self._computes(op), self._reads(op, total_bytes))
 
     def _reads(self, op: Op, total_bytes: int) -> float:
         """Of its weights, by the bytes a millisecond that came in from as many bytes altogether."""

@@ -175,7 +175,7 @@ def raw(
         everything = total(ops, lambda op: op.weight_bytes)
         for op in ops:
             try:
-                ms = rates[op.precision].ms(op, everything)
+                ms = rates[op.precision].ms(op, everything, len(ops))
             except ValueError as error:
                 raise UsageError(
                     f"{profile.name}: {error}", expected="a whole calibration", way_out="Calibrate again."

@@ -106,10 +106,50 @@ def _volumes(file: File, dims: tuple[int, ...], links: int) -> None:
         file.graph.outputs.append(file.operator("CONV_3D", 1, pair, y, "Conv3DOptions", **fields))
 
 
+def _windows(file: File, dims: tuple[int, ...], links: int) -> None:
+    """The maximum of windows side by side, on one volume."""
+    volume, window = dims[:5], (1, 1, *dims[5:])
+    x, start = file.activation(volume, SCALE, 0), _scalar(file, constant=True)
+    file.graph.inputs = [x]
+    result = tuple(n // step for n, step in zip(volume, window, strict=True))
+    options = file.schema.StablehloReduceWindowOptionsT()
+    options.windowDimensions = options.windowStrides = list(window)
+    options.baseDilations = options.windowDilations = [1] * len(volume)
+    options.padding, options.bodySubgraphIndex = [0] * 2 * len(volume), _larger(file)
+    for _ in range(links):
+        y = file.activation(result, SCALE, 0)
+        file.graph.outputs.append(file.operator("STABLEHLO_REDUCE_WINDOW", 1, [x, start], y))
+        written = file.graph.operators[-1]
+        written.builtinOptions2Type = file.schema.BuiltinOptions2.StablehloReduceWindowOptions
+        written.builtinOptions2 = options
+
+
+def _larger(file: File) -> int:
+    """Index of a subgraph that gives the larger of two numbers, as `MAXIMUM` does."""
+    whole, file.graph = file.graph, file.schema.SubGraphT()
+    file.graph.name, file.graph.tensors, file.graph.operators = "larger", [], []
+    file.graph.inputs = [_scalar(file), _scalar(file)]
+    version = 1 if file.floating else 2
+    larger = file.operator("MAXIMUM", version, file.graph.inputs, _scalar(file), "MaximumMinimumOptions")
+    file.graph.outputs = [larger]
+    file.model.subgraphs.append(file.graph)
+    file.graph = whole
+    return len(file.model.subgraphs) - 1
+
+
+def _scalar(file: File, *, constant: bool = False) -> int:
+    """A tensor without axes; a constant one is the least there is."""
+    if file.floating:
+        return file.tensor((), "FLOAT32", np.float32(-3e38) if constant else None)
+    grid = (np.float32(SCALE), np.int64(0), 0)
+    return file.tensor((), "INT8", np.int8(-128) if constant else None, grid=grid)
+
+
 # Files that hold their operator in another way.
 _OWN: Final[Mapping[str, Callable[[File, tuple[int, ...], int], None]]] = {
     "matmul": _products,
     "volume": _volumes,
+    "window": _windows,
     "copy": _reshaped,
     "choose": _chosen,
 }

@@ -173,6 +173,9 @@ class _Graph:
             options = operator.builtinOptions
             taps = options.filterHeight * options.filterWidth
             return elementwise(POOLS[name], precision, math.prod(result), taps=taps, name=label)
+        if name == "STABLEHLO_REDUCE_WINDOW":
+            taps = math.prod(int(n) for n in operator.builtinOptions2.windowDimensions)
+            return elementwise("window", precision, math.prod(result), taps=taps, name=label)
         if name == "TRANSPOSE" and ins[1] in self.constants:
             return turned(precision, self._shape(ins[0]), self._integers(ins[1]), label)
         most = max((math.prod(self._shape(i)) for i in ins if i not in self.constants), default=0)
