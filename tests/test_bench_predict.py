@@ -183,6 +183,34 @@ def test_weights_that_come_from_memory_take_their_time() -> None:
     assert rates.ms(op, total_bytes=2**28) == pytest.approx(0.001 + op.weight_bytes / 2**20 * 0.5)
 
 
+def test_a_disturbed_time_with_two_threads_is_put_right_by_one_thread() -> None:
+    single = calibration(op_ms=0.0)
+    halved = [replace(point, ms=point.ms / 1.8) for point in single.points]
+    at = len(halved) // 2
+    true_ms, op = halved[at].ms, weighted("conv", "int8", halved[at].shape)
+    halved[at] = replace(halved[at], ms=1.6 * true_ms)
+    both = replace(single, threads=2, points=tuple(halved))
+    alone, beside = Rates(both).ms(op), Rates(both, single).ms(op)
+    assert beside < alone
+    assert beside == pytest.approx(true_ms, rel=0.2)
+
+
+def test_two_threads_are_no_more_than_twice_as_fast_as_one() -> None:
+    single = calibration(op_ms=0.0)
+    points = tuple(replace(point, ms=point.ms / 4) for point in single.points)
+    both = Rates(replace(single, threads=2, points=points), single)
+    for point in single.points[::7]:
+        op = weighted("conv", "int8", point.shape)
+        assert both.ms(op) == pytest.approx(Rates(single).ms(op) / 2, rel=0.02)
+
+
+def test_one_thread_says_nothing_where_it_was_timed_on_other_shapes() -> None:
+    both = replace(calibration(), threads=2)
+    single = replace(both, threads=1, points=both.points[1:])
+    op = weighted("conv", "int8", (48, 96, 9, 196))
+    assert Rates(both, single).ms(op) == Rates(both).ms(op)
+
+
 def test_among_many_operators_each_costs_what_it_does_in_a_long_chain() -> None:
     crowds = tuple(Point(CROWD, (1, 1, 1, n), n, ms) for n, ms in ((250, 0.001), (4000, 0.003)))
     known = calibration()

@@ -46,15 +46,16 @@ class Process:
     lengths: Vector
 
     @classmethod
-    def fitted(cls, points: Vector, values: Vector) -> Process:
+    def fitted(cls, points: Vector, values: Vector, noises: tuple[float, float] = NOISES) -> Process:
         """The process of the most likely lengths and noise.
 
         Args:
             points: `[n, d]` float64, at least one.
             values: `[n]` float64.
+            noises: between which the variance of their noise lies.
         """
         middle, level = points.mean(0), float(values.mean())
-        lengths, noise = _most_likely(points, values - level, middle)
+        lengths, noise = _most_likely(points, values - level, middle, noises)
         known = _covariance(points, points, middle, lengths) + noise * np.eye(len(points))
         weights = np.linalg.solve(known, values - level).astype(np.float64)
         return cls(points, middle, level, weights, lengths)
@@ -72,8 +73,10 @@ def _covariance(one: Vector, other: Vector, middle: Vector, lengths: Vector) -> 
     return found
 
 
-def _most_likely(points: Vector, values: Vector, middle: Vector) -> tuple[Vector, float]:
-    lengths, noise = np.full(points.shape[1], START_LENGTH), START_NOISE
+def _most_likely(
+    points: Vector, values: Vector, middle: Vector, noises: tuple[float, float]
+) -> tuple[Vector, float]:
+    lengths, noise = np.full(points.shape[1], START_LENGTH), float(np.clip(START_NOISE, *noises))
     changing = [axis for axis in range(points.shape[1]) if np.ptp(points[:, axis]) > 0]
     best = _likelihood(points, values, middle, lengths, noise)
     for _ in range(ROUNDS):
@@ -86,7 +89,7 @@ def _most_likely(points: Vector, values: Vector, middle: Vector) -> tuple[Vector
                 if found > best:
                     best, lengths = found, tried
         for step in NOISE_STEPS:
-            other = float(np.clip(noise * step, *NOISES))
+            other = float(np.clip(noise * step, *noises))
             found = _likelihood(points, values, middle, lengths, other)
             if found > best:
                 best, noise = found, other

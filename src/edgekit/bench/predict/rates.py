@@ -1,7 +1,8 @@
 """How fast a kernel works on a shape that nobody timed, from shapes that a calibration did time.
 
 The rate (work a millisecond) of each kind is a Gaussian process over the logarithms of its shape. Shapes beyond all
-that was timed get the rate of the edge.
+that was timed get the rate of the edge. With several threads it is the rate of one thread and another process for how
+much more they do: that is smoother, and its times are noisier, since a neighbour may keep one processor of them.
 """
 
 from __future__ import annotations
@@ -63,25 +64,53 @@ CROWD: Final = "crowd"
 BLOCK, QUARTER = 16, 4
 # A timed operator is at least this share more than the cheapest of all.
 LEAST: Final = 0.1
+# Variances of what several threads bring, a logarithm: times are off by a tenth at least.
+GAIN_NOISES: Final = (0.01, 0.2)
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """Timed shapes of one kind with what follows for others."""
+    """Timed shapes of one kind with what follows for others: the sum of processes."""
 
-    process: Process
+    processes: tuple[Process, ...]
     low: Vector
     high: Vector
 
     @classmethod
     def of(cls, points: Sequence[Point], op_ms: float) -> _Kind:
-        shapes = np.array([_coordinates(point.shape) for point in points])
-        net = np.array([max(point.ms - op_ms, LEAST * point.ms) for point in points])
-        rates = np.log(np.array([point.work for point in points]) / net)
-        return cls(Process.fitted(shapes, rates), shapes.min(0), shapes.max(0))
+        shapes = _shapes(points)
+        return cls((Process.fitted(shapes, _log_rates(points, op_ms)),), shapes.min(0), shapes.max(0))
+
+    def with_threads(
+        self, threads: int, timed: Sequence[tuple[Point, Point]], op_ms: float, alone_ms: float
+    ) -> _Kind:
+        """As many threads instead of one.
+
+        Args:
+            threads: how many.
+            timed: the same operator with them, and with one.
+            op_ms: least time of any operator with them.
+            alone_ms: and with one.
+        """
+        together, alone = zip(*timed, strict=True)
+        gains = _log_rates(together, op_ms) - _log_rates(alone, alone_ms)
+        shapes = _shapes(together)
+        more = Process.fitted(shapes, np.minimum(gains, math.log(threads)), GAIN_NOISES)
+        return _Kind((*self.processes, more), self.low, self.high)
 
     def log_rate(self, shape: tuple[int, int, int, int]) -> float:
-        return self.process.at(np.clip(np.array(_coordinates(shape)), self.low, self.high))
+        point = np.clip(np.array(_coordinates(shape)), self.low, self.high)
+        return sum(process.at(point) for process in self.processes)
+
+
+def _shapes(points: Sequence[Point]) -> Vector:
+    return np.array([_coordinates(point.shape) for point in points])
+
+
+def _log_rates(points: Sequence[Point], op_ms: float) -> Vector:
+    net = np.array([max(point.ms - op_ms, LEAST * point.ms) for point in points])
+    rates: Vector = np.log(np.array([point.work for point in points]) / net)
+    return rates
 
 
 def _coordinates(shape: tuple[int, int, int, int]) -> list[float]:
@@ -101,9 +130,11 @@ class Rates:
 
     Attributes:
         calibration: what was timed.
+        single: the same with one thread, where that was timed, too.
     """
 
     calibration: Calibration
+    single: Calibration | None = None
     _points: dict[str, list[Point]] = field(init=False, repr=False, compare=False)
     _kinds: dict[str, _Kind] = field(init=False, repr=False, compare=False)
     _streams: list[tuple[float, float]] = field(init=False, repr=False, compare=False)
@@ -155,6 +186,17 @@ class Rates:
                 raise ValueError(f"{op.kind}: nothing like it in a calibration of {sorted(self._points)}")
             kind = LIKE[kind]
         if kind not in self._kinds:
-            self._kinds[kind] = _Kind.of(self._points[kind], self.calibration.op_ms)
+            self._kinds[kind] = self._fitted(self._points[kind])
         rate = float(np.exp(self._kinds[kind].log_rate(op.shape)))
         return op.work / rate
+
+    def _fitted(self, points: Sequence[Point]) -> _Kind:
+        known, single = self.calibration, self.single
+        if single is not None:
+            alone = {(point.kind, point.shape): point for point in single.points}
+            timed = [(each, alone.get((each.kind, each.shape))) for each in points]
+            pairs = [(each, other) for each, other in timed if other is not None]
+            if len(pairs) == len(points):
+                one = _Kind.of([other for _, other in pairs], single.op_ms)
+                return one.with_threads(known.threads, pairs, known.op_ms, single.op_ms)
+        return _Kind.of(points, known.op_ms)

@@ -170,7 +170,9 @@ def raw(
     found: dict[str, float] = {}
     if calibrated:
         # Without one of both the other is the best that there is.
-        rates = {p: _rates(calibrated.get(p) or next(iter(calibrated.values()))) for p in ("int8", "float32")}
+        single = {c.precision: c for c in profile.calibration if (c.format, c.threads) == (format, 1)}
+        used = {p: calibrated.get(p) or next(iter(calibrated.values())) for p in ("int8", "float32")}
+        rates = {p: _rates(c, single.get(c.precision) if threads > 1 else None) for p, c in used.items()}
         call_ms = max(c.call_ms for c in calibrated.values())
         everything = total(ops, lambda op: op.weight_bytes)
         for op in ops:
@@ -195,5 +197,5 @@ def main_precision(ops: Sequence[Op]) -> str:
 
 
 @lru_cache(maxsize=64)
-def _rates(calibration: Calibration) -> Rates:
-    return Rates(calibration)
+def _rates(calibration: Calibration, single: Calibration | None) -> Rates:
+    return Rates(calibration, single)
