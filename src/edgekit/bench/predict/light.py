@@ -18,6 +18,8 @@ POOL_TAPS: Final = 9
 # Windows over time, height and width, which step as wide as they are.
 WINDOWS: Final = ((1, 2, 2), (2, 2, 2))
 DEEP: Final = 4
+# Of attention between all positions of an image: what several threads bring shows where there is enough for each.
+MANY: Final = 1_048_576
 # What softmax goes over, what norms go over, and what lies side by side where data are moved.
 ROWS: Final = (8, 32, 197, 1000)
 NORMED: Final = (64, 384)
@@ -95,7 +97,7 @@ def _windows(kind: str, format: str, precision: str) -> Iterator[Probe]:
 def _rows(kind: str, format: str, precision: str) -> Iterator[Probe]:
     del format
     for row in ROWS if kind == "softmax" else NORMED:
-        for elements in FEWER:
+        for elements in (*FEWER, MANY) if kind == "softmax" else FEWER:
             dims = (max(1, elements // row), row)
             yield Probe(elementwise(kind, precision, math.prod(dims), run=row), dims=dims)
 
