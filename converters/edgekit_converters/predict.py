@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgekit_converters.errors import LoweringError
 from edgekit_converters.program import Grid, TensorInfo
 from edgekit_converters.quiet import quiet_native
+from edgekit_runtime.backends.onnx_options import session_options
 
 Array = NDArray[Any]
 Predict = Callable[[Sequence[Array]], tuple[Array, ...]]
@@ -71,9 +72,7 @@ def open_saved(model: SavedModel) -> Predict:
 def _open_onnx(model: SavedModel) -> Predict:
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = model.threads, 1
-    options.log_severity_level = 4
+    options = session_options(model.threads)
     session = ort.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
     free = all(not isinstance(i.shape[0], int) if i.shape else True for i in session.get_inputs())
     names = [o.name for o in model.outputs]

@@ -320,13 +320,10 @@ class Job:
 def open_onnx(path: Path, threads: int, batch: int, seed: int) -> Opened:
     """Open a `.onnx` file with the settings of `edgekit_runtime`."""
     from edgekit_runtime.backends.onnx import DTYPES, PREFERRED
+    from edgekit_runtime.backends.onnx_options import session_options
 
     ort = import_backend(BACKENDS["onnx"])
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 4
-    # Idle threads of one session would spin on the cores that the next contender is timed on.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options = session_options(threads)
     there = ort.get_available_providers()
     session = ort.InferenceSession(str(path), options, providers=[p for p in PREFERRED if p in there])
     ports = session.get_inputs()

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgekit_runtime.backends import BACKENDS, Array, Port, Settings, import_backend
+from edgekit_runtime.backends.onnx_options import session_options
 from edgekit_runtime.errors import BackendError
 
 # What a Jetson has, in the order in which it is worth while; the CPU takes what is left.
@@ -45,11 +46,6 @@ def open_file(path: Path, settings: Settings) -> _Session:
         BackendError: ONNX Runtime is not installed, or lacks a provider that was asked for.
     """
     ort = import_backend(BACKENDS["onnx"])
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = settings.threads, 1
-    options.log_severity_level = 4
-    # Idle threads would spin on the cores of the application.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     there = ort.get_available_providers()
     for name in settings.providers:
         if name not in there:
@@ -60,7 +56,7 @@ def open_file(path: Path, settings: Settings) -> _Session:
                 code="no_provider",
             )
     providers = list(settings.providers) or [name for name in PREFERRED if name in there]
-    return _Session(ort.InferenceSession(str(path), options, providers=providers))
+    return _Session(ort.InferenceSession(str(path), session_options(settings.threads), providers=providers))
 
 
 def _port(value: Any) -> Port:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from edgekit.errors import UsageError
 from edgekit_converters.quiet import quiet_native
 from edgekit_devices.harness import draw
+from edgekit_runtime.backends.onnx_options import session_options
 
 __all__ = [
     "allocate",
@@ -140,12 +141,8 @@ def open_onnx(
     """
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # the warning that an optimised graph fits this machine only is meant
-    # Idle threads of one session would spin on the cores that the next contender is timed on.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Errors are logged; the warning that an optimised graph fits this machine only is meant.
+    options = session_options(threads, severity=3)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     if profile is not None:
