@@ -12,6 +12,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.bundle import Golden, write_golden
+from edgekit_runtime.backends.onnx_options import EXACT, saturates
 from edgekit_runtime.bundle import Bundle
 from edgekit_runtime.contract import Artifact, Manifest, TensorSpec
 from edgekit_runtime.manager import Manager
@@ -53,6 +54,8 @@ def bare_session(path: Path) -> Any:
     """The file in ONNX Runtime alone, on one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    if saturates():
+        options.add_session_config_entry(*EXACT)
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
