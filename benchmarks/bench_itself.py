@@ -24,7 +24,7 @@ from benchmarks.machine import machine
 from edgekit.bench.command import LOCAL, Outcome, measure_all, spec_of
 from edgekit.bench.results import ModelFile, Spec
 from edgekit.bench.targets import local, silent
-from edgekit_runtime.backends.onnx_options import saturates
+from edgekit_runtime.backends.onnx_sessions import saturates
 
 RESULT = Path(__file__).parent / "results" / "bench.json"
 MEASURED: Final = ("DS-CNN", "ResNet-20", "MobileNetV2", "EfficientNet-Lite0")

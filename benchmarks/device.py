@@ -31,7 +31,7 @@ from benchmarks.machine import machine
 from benchmarks.measure import interleaved, ratio
 from benchmarks.networks import NETWORKS
 from edgekit_runtime import Model, Runtime, Shadow
-from edgekit_runtime.backends.onnx_options import EXACT, saturates
+from edgekit_runtime.backends.onnx_sessions import EXACT, saturates
 from edgekit_runtime.bundle import Bundle
 from edgekit_runtime.contract import Manifest
 from edgekit_runtime.events import MarkedGood
@@ -91,7 +91,7 @@ def bare_call(path: Path, form: str, x: Any) -> Callable[[], Any]:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         if saturates():
-            options.add_session_config_entry(*EXACT)
+            options.add_session_config_entry(EXACT, "1")
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         names, feed = [o.name for o in session.get_outputs()], session.get_inputs()[0].name
         return lambda: session.run(names, {feed: x})[0]

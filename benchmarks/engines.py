@@ -29,12 +29,10 @@ class Engine:
 
 def open_onnx(path: Path) -> Engine:
     """An ONNX file in ONNX Runtime's CPU provider, by kernels that do not clip, whoever wrote it."""
-    import onnxruntime as ort
-
     # Here, as the environments of peers, which import this module for runtimes of their own, lack it.
-    from edgekit_runtime.backends.onnx_options import session_options
+    from edgekit_runtime.backends.onnx_sessions import open_session, session_options
 
-    session = ort.InferenceSession(path, session_options(1, severity=3), providers=["CPUExecutionProvider"])
+    session = open_session(path, session_options(1, severity=3))
     (name,) = (value.name for value in session.get_inputs())
     output = session.get_outputs()[0].name
 

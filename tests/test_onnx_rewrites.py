@@ -15,6 +15,7 @@ from torch import nn
 
 from edgekit.stages.quantize.apply import convert
 from edgekit_converters.onnx import export_onnx
+from edgekit_converters.onnx.graph import array, is_weight
 from edgekit_converters.onnx.rewrites import (
     clamp_in_integers,
     drop_relabelings,
@@ -27,6 +28,7 @@ from edgekit_converters.onnx.rewrites import (
     quantize_biases,
     shift_to_uint8,
 )
+from edgekit_runtime.backends.onnx_sessions import open_session, session_options
 from quantized_programs import calibrated, program
 
 RNG = np.random.default_rng(0)
@@ -106,12 +108,24 @@ def test_zero_points_that_the_exporter_left_as_casts_become_constants() -> None:
 def test_a_layer_of_more_outputs_than_the_exporter_folds_is_a_valid_file(tmp_path: Path) -> None:
     wide = program(lambda x, linear: torch.relu(linear(x)), nn.Linear(4, 9000), shape=(4,))
     export_onnx(convert(calibrated(wide)), tmp_path / "m.onnx")
-    session = ort.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    session = open_session(tmp_path / "m.onnx", session_options(1))
     x = image(1, 4)
     (found,) = session.run(None, {session.get_inputs()[0].name: x})
     (expected,) = wide.graph(torch.from_numpy(x))
     assert found.shape == (1, 9000)
     assert np.abs(found - expected.detach().numpy()).max() < 0.05 * np.abs(found).max()
+
+
+def test_stored_weights_have_a_zero_point_each_though_they_are_alike(tmp_path: Path) -> None:
+    twice = program(lambda x, a, b: b(torch.relu(a(x))), nn.Linear(4, 4), nn.Linear(4, 4), shape=(4,))
+    export_onnx(convert(calibrated(twice)), tmp_path / "m.onnx")
+    model = ir.load(tmp_path / "m.onnx")
+    found = [
+        node.inputs[2].name
+        for node in model.graph
+        if is_weight(node) and array(node.inputs[2]).dtype == np.int8
+    ]
+    assert len(found) == len(set(found)) == 2
 
 
 def test_a_cast_of_what_is_computed_or_to_float_stays() -> None:

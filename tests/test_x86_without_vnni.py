@@ -12,19 +12,22 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.support import without_vnni
 from tests.support.tiny_runs import folder
 
-from edgekit_runtime.backends import onnx_options
+from edgekit_runtime.backends import onnx_sessions
 
 # Both as an application without a library would, and as every part of edgekit opens a file.
 BOTH_WAYS = """
 import json, sys
 import numpy as np, onnxruntime
-from edgekit_runtime.backends.onnx_options import saturates, session_options
+from edgekit_runtime.backends.onnx_sessions import open_session, saturates, session_options
 x = np.load(sys.argv[2])
 plain = onnxruntime.SessionOptions()
 plain.intra_op_num_threads = 1
+sessions = {
+    "plain": onnxruntime.InferenceSession(sys.argv[1], plain, providers=["CPUExecutionProvider"]),
+    "ours": open_session(sys.argv[1], session_options(1)),
+}
 found = {"saturates": saturates()}
-for name, options in {"plain": plain, "ours": session_options(1)}.items():
-    session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+for name, session in sessions.items():
     found[name] = session.run(None, {"x": x})[0].tolist()
 print(json.dumps(found))
 """
@@ -83,6 +86,30 @@ def test_weights_of_seven_bits_never_clip(tmp_path: Path) -> None:
     assert found["plain"] == found["ours"] == found["meant"]
 
 
+def test_layers_that_share_weights_or_a_zero_point_are_computed_right_nonetheless(tmp_path: Path) -> None:
+    shared = layer(tmp_path / "shared.onnx", np.full((8, 8), 127, np.int8))
+    model = onnx.load(shared)
+    (product,) = [node for node in model.graph.node if node.op_type == "MatMul"]
+    again = [
+        helper.make_node("MatMul", ["y", product.input[1]], ["m2"]),
+        helper.make_node("QuantizeLinear", ["m2", "step2", "zero"], ["mq2"]),
+        helper.make_node("DequantizeLinear", ["mq2", "step2", "zero"], ["y2"]),
+    ]
+    model.graph.node.extend(again)
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(STEP * STEP), "step2"))
+    model.graph.output[0].name = "y2"
+    onnx.save(model, shared)
+    x = np.array([[255] * 8, [255, 0] * 4, [1] * 8], np.float32)
+    np.save(tmp_path / "x.npy", x)
+    done = without_vnni.python(tmp_path, BOTH_WAYS, shared, tmp_path / "x.npy")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    # 8 × 127 products of a layer, over a step of as many: the mean of what came in.
+    meant = np.repeat(np.rint(x.mean(1, keepdims=True)), 8, axis=1) * STEP * STEP
+    np.testing.assert_allclose(found["ours"], meant, atol=STEP * STEP)
+    assert np.abs(np.array(found["plain"]) - meant).max() > 10 * STEP * STEP
+
+
 @pytest.mark.slow
 def test_a_model_is_compressed_and_proven_there(tmp_path: Path) -> None:
     given = ("compress", folder() / "model.pt2", "--data", folder() / "data.npz", "-o", tmp_path / "bundle")
@@ -97,20 +124,20 @@ def test_a_model_is_compressed_and_proven_there(tmp_path: Path) -> None:
 def test_a_processor_is_asked_what_it_computes_and_not_what_it_is_called() -> None:
     here = without_vnni.flags()
     if "avx2" in here:
-        assert onnx_options.saturates() == (not here & {"avx512_vnni", "avx_vnni"})
+        assert onnx_sessions.saturates() == (not here & {"avx512_vnni", "avx_vnni"})
     else:
-        assert not onnx_options.saturates()
+        assert not onnx_sessions.saturates()
 
 
 def test_a_build_that_lacks_the_probes_operator_is_taken_for_one_that_clips(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(onnx_options, "PROBE", b"no model")
-    assert onnx_options.saturates.__wrapped__()
+    monkeypatch.setattr(onnx_sessions, "PROBE", b"no model")
+    assert onnx_sessions.saturates.__wrapped__()
 
 
 def test_the_probe_is_the_model_that_its_comment_tells() -> None:
-    told = onnx.load_from_string(onnx_options.PROBE)
+    told = onnx.load_from_string(onnx_sessions.PROBE)
     onnx.checker.check_model(told)
     (node,), (weights,) = told.graph.node, told.graph.initializer
     assert (node.op_type, list(node.input)) == ("MatMulInteger", ["a", "w"])

@@ -12,7 +12,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.bundle import Golden, write_golden
-from edgekit_runtime.backends.onnx_options import EXACT, saturates
+from edgekit_runtime.backends.onnx_sessions import EXACT, saturates
 from edgekit_runtime.bundle import Bundle
 from edgekit_runtime.contract import Artifact, Manifest, TensorSpec
 from edgekit_runtime.manager import Manager
@@ -55,7 +55,7 @@ def bare_session(path: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     if saturates():
-        options.add_session_config_entry(*EXACT)
+        options.add_session_config_entry(EXACT, "1")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

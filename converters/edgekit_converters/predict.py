@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgekit_converters.errors import LoweringError
 from edgekit_converters.program import Grid, TensorInfo
 from edgekit_converters.quiet import quiet_native
-from edgekit_runtime.backends.onnx_options import session_options
+from edgekit_runtime.backends.onnx_sessions import open_session, session_options
 
 Array = NDArray[Any]
 Predict = Callable[[Sequence[Array]], tuple[Array, ...]]
@@ -70,10 +70,7 @@ def open_saved(model: SavedModel) -> Predict:
 
 
 def _open_onnx(model: SavedModel) -> Predict:
-    import onnxruntime as ort
-
-    options = session_options(model.threads)
-    session = ort.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
+    session = open_session(model.path, session_options(model.threads))
     free = all(not isinstance(i.shape[0], int) if i.shape else True for i in session.get_inputs())
     names = [o.name for o in model.outputs]
 

@@ -320,12 +320,11 @@ class Job:
 def open_onnx(path: Path, threads: int, batch: int, seed: int) -> Opened:
     """Open a `.onnx` file with the settings of `edgekit_runtime`."""
     from edgekit_runtime.backends.onnx import DTYPES, PREFERRED
-    from edgekit_runtime.backends.onnx_options import session_options
+    from edgekit_runtime.backends.onnx_sessions import open_session, session_options
 
     ort = import_backend(BACKENDS["onnx"])
-    options = session_options(threads)
     there = ort.get_available_providers()
-    session = ort.InferenceSession(str(path), options, providers=[p for p in PREFERRED if p in there])
+    session = open_session(path, session_options(threads), [p for p in PREFERRED if p in there])
     ports = session.get_inputs()
     shapes, notes = with_batch(
         [tuple(n if isinstance(n, int) else -1 for n in p.shape) for p in ports], batch

@@ -62,6 +62,24 @@ def shift_to_uint8(model: ir.Model) -> None:
                 out.dtype = ir.DataType.UINT8
 
 
+def part_zero_points(model: ir.Model) -> None:
+    """Each stored weight has a zero point of its own, where the exporter gives one to all of the same length.
+
+    What turns weights into uint8 for x86 processors whose kernels clip (ONNX Runtime's Avx2WeightS8ToU8) replaces the
+    zero point beside them, and fails on one that it has replaced already.
+    """
+    taken: set[str] = set()
+    for node in model.graph:
+        if not is_weight(node) or node.inputs[0].const_value is None:
+            continue
+        weight, _, zero_point = node.inputs
+        if zero_point is None or zero_point.const_value is None:
+            continue
+        if zero_point.name in taken:
+            node.replace_input_with(2, initializer(model, f"{weight.name}_zero_point", array(zero_point)))
+        taken.add(zero_point.name)
+
+
 def quantize_biases(model: ir.Model) -> None:
     """Float biases of integer ops become int32 initializers with scale `s_in * s_w`, dequantized."""
     done: dict[str, ir.Value] = {}
@@ -415,6 +433,7 @@ REWRITES: Final[tuple[Callable[[Any], None], ...]] = (
     move_integers,
     shortcuts_as_convolutions,
     fill_channels,
+    part_zero_points,
     drop_unused,
     sort_nodes,
 )

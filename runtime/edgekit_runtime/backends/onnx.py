@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgekit_runtime.backends import BACKENDS, Array, Port, Settings, import_backend
-from edgekit_runtime.backends.onnx_options import session_options
+from edgekit_runtime.backends.onnx_sessions import open_session, session_options
 from edgekit_runtime.errors import BackendError
 
 # What a Jetson has, in the order in which it is worth while; the CPU takes what is left.
@@ -56,7 +56,7 @@ def open_file(path: Path, settings: Settings) -> _Session:
                 code="no_provider",
             )
     providers = list(settings.providers) or [name for name in PREFERRED if name in there]
-    return _Session(ort.InferenceSession(str(path), session_options(settings.threads), providers=providers))
+    return _Session(open_session(path, session_options(settings.threads), providers))
 
 
 def _port(value: Any) -> Port:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgekit.errors import UsageError
 from edgekit_converters.quiet import quiet_native
 from edgekit_devices.harness import draw
-from edgekit_runtime.backends.onnx_options import session_options
+from edgekit_runtime.backends.onnx_sessions import open_session, session_options
 
 __all__ = [
     "allocate",
@@ -139,8 +139,6 @@ def open_onnx(
     Raises:
         UsageError: ONNX Runtime refuses the file.
     """
-    import onnxruntime
-
     # Errors are logged; the warning that an optimised graph fits this machine only is meant.
     options = session_options(threads, severity=3)
     if optimized is not None:
@@ -149,7 +147,7 @@ def open_onnx(
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     _must_exist(path)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return open_session(path, options)
     except Exception as error:
         raise _refused(path, "an ONNX file that ONNX Runtime can load", error) from error
 
