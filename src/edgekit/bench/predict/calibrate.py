@@ -37,6 +37,8 @@ FORMATS: Final = ("onnx", "tflite")
 FEW_LINKS: Final = 1
 MANY_LINKS: Final = (250, 1000, 4000)
 TINY: Final = 64
+# Weights of one file that the caches next to a core hold, of a small one, too.
+NEAR_BYTES: Final = 2**18
 # The system wakes threads on one core now and then, where they win nothing over one thread, for whole turns.
 TURNS_TOGETHER: Final = 12
 LEAST_MS: Final = 1e-6
@@ -139,10 +141,11 @@ def _point(probe: Probe, ms: float, call_ms: float) -> Point:
 
 
 def count_of(probe: Probe) -> int:
-    """How often an operator stands in its file."""
+    """How often an operator stands in its file: never so often that its weights leave the caches, unless they are to."""
     if probe.layer is None:
         return LINKS
-    return probe.copies or copies_of(probe.layer)
+    near = max(1, NEAR_BYTES // max(1, probe.op.weight_bytes))
+    return probe.copies or min(copies_of(probe.layer), near)
 
 
 def content_of(probe: Probe, format: str) -> bytes:

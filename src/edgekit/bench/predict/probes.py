@@ -91,9 +91,12 @@ SIDES: Final = (112, 56, 28, 14, 7, 4)
 LEAST_MACS, MOST_MACS = 30_000, 60_000_000
 MOST_ELEMENTS: Final = 800_000
 
-# Linear layers of one row whose weights have so many bytes together: from when on they come from main memory.
-STREAM_WIDTH: Final = 1024
-STREAMED: Final = tuple(mb * 2**20 for mb in (4, 16, 64, 160))
+# Linear layers of one row, so wide, whose weights have so many bytes together: from when on they come from the outer
+# caches, and from main memory.
+STREAMED: Final = (
+    *((256, kb * 2**10) for kb in (256, 512, 1024, 2048)),
+    *((1024, mb * 2**20) for mb in (4, 16, 64, 160)),
+)
 
 
 def probes(format: str, precision: str) -> tuple[Probe, ...]:
@@ -107,7 +110,7 @@ def probes(format: str, precision: str) -> tuple[Probe, ...]:
     if precision == "float32" or format == "tflite":
         # In integers neither runtime has them; LiteRT has another kernel where the weights come from integers.
         found += [_of_layer(shape, format, precision) for shape in upward()]
-    found += [_streamed(precision, total) for total in STREAMED]
+    found += [_streamed(precision, width, total) for width, total in STREAMED]
     found += light(format, precision)
     return (*found, *products(format)) if precision == "float32" else tuple(found)
 
@@ -172,8 +175,8 @@ def _of_layer(shape: LayerShape, format: str, precision: str) -> Probe:
     return Probe(op_of(exported, precision), layer=shape)
 
 
-def _streamed(precision: str, total: int) -> Probe:
-    shape = LayerShape("linear", STREAM_WIDTH, STREAM_WIDTH, size=(1,))
+def _streamed(precision: str, width: int, total: int) -> Probe:
+    shape = LayerShape("linear", width, width, size=(1,))
     op = op_of(shape, precision)
     return Probe(op, layer=shape, copies=total // op.weight_bytes)
 
