@@ -20,8 +20,9 @@ from edgekit.bench.layers.float_onnx import float_onnx_file
 from edgekit.bench.layers.measure import BATCH, TURNS, WARM_UP, YARDSTICK, copies_of, undisturbed
 from edgekit.bench.layers.onnx_file import onnx_file
 from edgekit.bench.layers.tflite_file import tflite_file
+from edgekit.bench.predict.light import SEPARATE
 from edgekit.bench.predict.onnx_chains import onnx_chain
-from edgekit.bench.predict.ops import PRECISIONS, elementwise
+from edgekit.bench.predict.ops import BYTES, MACS, PRECISIONS, elementwise
 from edgekit.bench.predict.probe import LINKS, Probe
 from edgekit.bench.predict.probes import op_of, probes
 from edgekit.bench.predict.rates import CROWD, STREAM
@@ -37,7 +38,7 @@ FORMATS: Final = ("onnx", "tflite")
 FEW_LINKS: Final = 1
 MANY_LINKS: Final = (250, 1000, 4000)
 TINY: Final = 64
-# Weights of one file that the caches next to a core hold, of a small one, too.
+# What the caches next to a core hold, of a small one, too.
 NEAR_BYTES: Final = 2**18
 # The system wakes threads on one core now and then, where they win nothing over one thread, for whole turns.
 TURNS_TOGETHER: Final = 12
@@ -141,17 +142,29 @@ def _point(probe: Probe, ms: float, call_ms: float) -> Point:
 
 
 def count_of(probe: Probe) -> int:
-    """How often an operator stands in its file: never so often that its weights leave the caches, unless they are to."""
-    if probe.layer is None:
-        return LINKS
-    near = max(1, NEAR_BYTES // max(1, probe.op.weight_bytes))
-    return probe.copies or min(copies_of(probe.layer), near)
+    """How often an operator stands in its file: not so often that what it reads leaves the caches, unless it is to.
+
+    In a network it reads what the operator before it wrote, and its weights come in as fast as `STREAM` points say.
+    """
+    if probe.copies is not None:
+        return probe.copies
+    if probe.layer is not None:
+        return min(copies_of(probe.layer), _near(probe.op.weight_bytes))
+    if probe.op.kind in MACS:
+        _, outs, _, positions = probe.op.shape
+        return min(LINKS, _near(outs * positions * BYTES[probe.op.precision]))
+    return min(LINKS, _near(probe.op.moved_bytes)) if probe.op.kind in SEPARATE else LINKS
+
+
+def _near(size: int) -> int:
+    """How many of so many bytes the caches next to a core hold; one at least."""
+    return max(1, NEAR_BYTES // max(1, size))
 
 
 def content_of(probe: Probe, format: str) -> bytes:
     """The bytes of the file that times a probe."""
     if probe.layer is None:
-        return CHAINS[format](probe, LINKS)
+        return CHAINS[format](probe, count_of(probe))
     copies, floating = count_of(probe), probe.op.precision == "float32"
     if format == "tflite":
         return tflite_file(probe.layer, copies, floating=floating)

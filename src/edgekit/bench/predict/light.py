@@ -10,7 +10,7 @@ from edgekit.bench.predict.ops import MOVING, elementwise, turned
 from edgekit.bench.predict.probe import Probe
 
 # Of one tensor: from what a cache holds to what it does not.
-ELEMENTS: Final = (512, 8_192, 65_536, 262_144)
+ELEMENTS: Final = (512, 8_192, 65_536, 131_072, 262_144)
 STRIP_TAPS: Final = 4
 FEWER: Final = (2_048, 65_536)
 CHANNELS: Final = 32
