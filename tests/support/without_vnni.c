@@ -24,7 +24,9 @@ static void answer(int number, siginfo_t *info, void *context) {
     greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
     const unsigned char *at = (const unsigned char *)registers[REG_RIP];
     if (info->si_code != SI_KERNEL || at[0] != 0x0f || at[1] != 0xa2) {
-        signal(number, SIG_DFL); /* a fault of the program itself: it comes again, and ends the process */
+        signal(number, SIG_DFL); /* a fault of the program itself comes again, and ends it; one that was sent does not */
+        if (info->si_code <= 0)
+            raise(number);
         return;
     }
     unsigned leaf = (unsigned)registers[REG_RAX], subleaf = (unsigned)registers[REG_RCX], a, b, c, d;
