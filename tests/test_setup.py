@@ -56,7 +56,9 @@ def test_versions_of_the_two_distributions_agree() -> None:
     assert f"edgekit-runtime=={runtime['version']}" in toolkit["dependencies"]
 
 
-@pytest.mark.parametrize("script", [".ci/run", "scripts/check", "scripts/arm64", "scripts/tflite-runtime"])
+@pytest.mark.parametrize(
+    "script", [".ci/run", "scripts/check", "scripts/arm64", "scripts/tflite-runtime", "scripts/without-vnni"]
+)
 def test_scripts_are_executable_and_parse(script: str) -> None:
     assert os.access(ROOT / script, os.X_OK)
     subprocess.run(["bash", "-n", script], cwd=ROOT, check=True)

@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #include <asm/prctl.h>
 #include <cpuid.h>
+#include <dlfcn.h>
 #include <signal.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
@@ -41,8 +42,16 @@ static void answer(int number, siginfo_t *info, void *context) {
     registers[REG_RIP] += 2;
 }
 
+static int (*set_action)(int, const struct sigaction *, struct sigaction *);
+
+/* Python's faulthandler would take the signal away, and end the process at its next CPUID. */
+int sigaction(int number, const struct sigaction *wanted, struct sigaction *before) {
+    return set_action(number, number == SIGSEGV ? 0 : wanted, before);
+}
+
 __attribute__((constructor)) static void begin(void) {
     struct sigaction action = {.sa_sigaction = answer, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_RESTART};
-    if (sigaction(SIGSEGV, &action, 0) || allow(0))
+    *(void **)&set_action = dlsym(RTLD_NEXT, "sigaction");
+    if (!set_action || set_action(SIGSEGV, &action, 0) || allow(0))
         _exit(REFUSED);
 }

@@ -33,7 +33,7 @@ def environment(folder: Path) -> dict[str, str]:
     if "cpuid_fault" not in here or compiler is None:
         pytest.skip("this processor cannot be made to look older, or there is no C compiler")
     library = folder / "without_vnni.so"
-    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", library, SOURCE], check=True)
+    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", library, SOURCE, "-ldl"], check=True)
     return {**os.environ, "LD_PRELOAD": str(library)}
 
 
