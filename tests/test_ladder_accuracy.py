@@ -226,10 +226,12 @@ def test_they_are_not_taken_for_what_pruning_lost_before_any_grid(tmp_path: Path
     x = np.random.default_rng(0).normal(size=(192, 1, 6, 6)).astype(np.float32)
     with torch.no_grad():
         y = network(torch.from_numpy(x)).argmax(1).numpy()
+    (tmp_path / "recipe.toml").write_text('[prune]\nby = "macs"\n')
     made = edgekit.compress(
         network,
         data={"x": x, "y": y},
         out=tmp_path / "out",
+        recipe=tmp_path / "recipe.toml",
         preset="fast",
         formats=["onnx"],
         prune=0.7,

@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 
 from edgekit.bench.layers import default_store, latency_model
+from edgekit.drawing import numbers
 from edgekit.errors import UsageError
 from edgekit.inputs import Inputs
 from edgekit.recipe import Prune, Recipe
@@ -124,7 +125,7 @@ def choose(
         step: told what is being done.
 
     Raises:
-        UsageError: nothing is wide enough, or latency is asked for and no runtime is here.
+        UsageError: latency is asked for, and no runtime is here or nothing narrower is quicker in those that are.
     """
     settings = recipe.prune
     among = groups(structure, settings.keep)
@@ -151,7 +152,8 @@ def choose(
         multiple=settings.multiple,
     )
     if program is start and found.keep.all():
-        raise _too_narrow(settings)
+        # `rank` knows that some are wide enough, and every channel multiplies: only times can speak against them all.
+        raise _no_quicker(settings, whole)
     gone = [each for each, stays in zip(blocks, found.keep[structure.n_units : -1], strict=True) if not stays]
     predicted = {name: (whole[name], costs[name](found.keep)) for name in costs}
     return Chosen(
@@ -228,6 +230,16 @@ def _too_narrow(settings: Prune) -> UsageError:
         f"--prune {settings.ratio:g}: no layer is wide enough to lose {settings.multiple} channels at a time",
         expected=f"layers of more than {settings.multiple} channels",
         way_out="Set a smaller `multiple` in [prune] of the recipe, or leave --prune out.",
+    )
+
+
+def _no_quicker(settings: Prune, whole: Mapping[str, float]) -> UsageError:
+    """All layers take so little that a narrower one takes as long."""
+    times = ", ".join(f"{numbers.milliseconds(ms)} in {name}" for name, ms in whole.items())
+    return UsageError(
+        f"--prune {settings.ratio:g}: no layer is quicker here with fewer channels; all layers together take {times}",
+        expected="a network whose time is in its channels",
+        way_out='Set by = "macs" in [prune] of the recipe for a smaller file, or leave --prune out.',
     )
 
 
