@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -410,26 +408,6 @@ def test_runtimes_are_kept_apart_and_unknown_ones_refused() -> None:
     assert machine_key("onnx") == machine_key("onnx")
     with pytest.raises(UsageError, match="expected: onnx or tflite"):
         measure_layers([CONV], "coreml")
-
-
-def spinning(seconds: float, *, interrupted_s: float = 0.0) -> Callable[[], None]:
-    """A call that takes so long, and every third time much longer."""
-    count = itertools.count()
-
-    def spin() -> None:
-        until = time.perf_counter() + seconds + (interrupted_s if next(count) % 3 == 2 else 0.0)
-        while time.perf_counter() < until:
-            pass
-
-    return spin
-
-
-def test_interruptions_do_not_count() -> None:
-    interruption_s = 0.01
-    _, short, long = measure.undisturbed(
-        [spinning(0.0001), spinning(0.0001), spinning(0.0003, interrupted_s=interruption_s)], None
-    )
-    assert short < long < interruption_s * 1000
 
 
 def test_a_batch_from_a_busy_moment_is_measured_again(

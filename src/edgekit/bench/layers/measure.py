@@ -1,19 +1,12 @@
 """Times layers one by one in the runtimes that will run them.
 
 A layer stands in its file several times, so that the call is a small part, and what an empty call takes is taken off.
-All layers of a batch run in turns, and each counts with its fastest turn: what disturbs a shared machine only ever
-adds time.
-
-Where something else works on the same core, some kernels take half as long again and others hardly more, so that a
-table with both kinds of moments in it would be of no use. A known layer, the yardstick, runs between the turns; a turn
-counts where the machine was as quick before and after it as it has ever been seen. For such moments a batch waits.
+All layers of a batch take turns, beside a layer that tells quiet moments from busy ones; see `edgekit.bench.turns`.
 """
 
 from __future__ import annotations
 
-import gc
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,28 +19,11 @@ from edgekit.bench.layers.shape import LayerShape
 from edgekit.bench.layers.store import Kept, keep, load, machine_key, name_of
 from edgekit.bench.layers.tflite_file import tflite_file
 from edgekit.bench.runners import open_onnx, tflite_runner
+from edgekit.bench.turns import QUIET, Run, undisturbed
 from edgekit.errors import UsageError
 
 Step = Callable[[str], None]
-Run = Callable[[], None]
 
-# A time is settled after so many turns when the fastest of them agree this well, or when there were too many.
-TURNS: Final = 4
-FASTEST: Final = 2
-AGREEMENT: Final = 1.02
-MOST_ROUNDS: Final = 40
-# The machine is quiet when the yardstick is within this share of its best; noise of a turn is about 1%.
-QUIET: Final = 1.05
-# A batch waits so long for quiet, looking again after every pause.
-WAIT_S: Final = 2.0
-PAUSE_S: Final = 0.005
-WARM_UP: Final = 3
-# A turn is long against the first call in it, which finds the caches full of the others' data.
-TURN_NS: Final = 200_000
-MOST_CALLS: Final = 64
-# One call brings the data of an operator near. Thousands of operators have more than that in caches and branch
-# predictors: their second call takes 1.4 times as long as their fourth. What takes longer than this has little of it.
-WARM_NS: Final = 2_000_000
 # So much work stands in a file that the cost of the call is a few percent; int8 kernels do about this much in 60 µs.
 FILE_MACS: Final = 9_000_000
 MOST_COPIES: Final = 12
@@ -68,7 +44,7 @@ class _Batch:
 
     Attributes:
         times: milliseconds of its layers.
-        yardstick_ms: fastest turns of the yardstick meanwhile.
+        yardstick_ms: what the yardstick took in the best moments meanwhile.
     """
 
     times: tuple[float, ...]
@@ -146,111 +122,16 @@ def _measure(shapes: Sequence[LayerShape], runtime: str, best_ms: float | None) 
     files = [(YARDSTICK, MANY), (YARDSTICK, FEW), *zip(shapes, copies, strict=True)]
     with tempfile.TemporaryDirectory(prefix="edgekit-layers-") as folder:
         runs = [_RUNNERS[runtime](Path(folder), shape, n) for shape, n in files]
-        many, few, *times = undisturbed(runs, None if best_ms is None else best_ms * MANY)
+        timed = undisturbed(runs, None if best_ms is None else best_ms * MANY)
+    many, few, *times = timed.ms
     call_ms = max(few - max(many - few, 0.0) / (MANY - FEW) * FEW, 0.0)
     alone = ((ms - call_ms) / n for n, ms in zip(copies, times, strict=True))
-    return _Batch(tuple(max(ms, LEAST_MS) for ms in alone), many / MANY)
-
-
-def undisturbed(
-    runs: Sequence[Run], best_ms: float | None, *, turns: int = TURNS, warm: int = 1
-) -> list[float]:
-    """`_Turns` with the garbage collector off."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        return _Turns(runs, best_ms, turns, warm).fastest()
-    finally:
-        if was_enabled:
-            gc.enable()
+    return _Batch(tuple(max(ms, LEAST_MS) for ms in alone), timed.yardstick_ms / MANY)
 
 
 def copies_of(shape: LayerShape) -> int:
     """How often a layer stands in its file."""
     return int(np.clip(-(-FILE_MACS // shape.macs), 1, MOST_COPIES))
-
-
-class _Turns:
-    """Runs that take turns, and what they took.
-
-    Args:
-        runs: the first is the yardstick.
-        best_ms: what the yardstick took in the best moment so far.
-        turns: that each has at least.
-        warm: calls before each turn, or as many of them as begin within `WARM_NS`.
-    """
-
-    def __init__(self, runs: Sequence[Run], best_ms: float | None, turns: int, warm: int) -> None:
-        self.runs, self.calls, self.turns = runs, [_calls(run) for run in runs], turns
-        self.warm = warm
-        self.quiet = [list[float]() for _ in runs]
-        self.loud = [list[float]() for _ in runs]
-        self.best_ms = float("inf") if best_ms is None else best_ms
-        self.until = time.monotonic() + WAIT_S
-        for _ in range(TURNS):
-            self.last_ms = self._yardstick()
-            time.sleep(PAUSE_S)
-
-    def fastest(self) -> list[float]:
-        """Milliseconds of one call of each in its fastest turn."""
-        for index in range(MOST_ROUNDS):
-            unsettled = [i for i in range(len(self.runs)) if not _agree(self._pool(i), self.turns)]
-            if not unsettled:
-                break
-            # Whoever comes last in one round comes first in the next.
-            for i in unsettled[:: -1 if index % 2 else 1]:
-                self._take(i)
-        return [min(quiet + loud) for quiet, loud in zip(self.quiet, self.loud, strict=True)]
-
-    def _take(self, i: int) -> None:
-        before, took = self.last_ms, _turn(self.runs[i], self.calls[i], self.warm)
-        self.last_ms = self._yardstick()
-        if max(before, self.last_ms) <= QUIET * self.best_ms:
-            self.quiet[i].append(took)
-            return
-        self.loud[i].append(took)
-        if time.monotonic() < self.until:
-            time.sleep(PAUSE_S)
-            self.last_ms = self._yardstick()
-
-    def _pool(self, i: int) -> list[float]:
-        """The turns that count: the quiet ones, and all when there is no more waiting for quiet."""
-        return self.quiet[i] if time.monotonic() < self.until else self.quiet[i] + self.loud[i]
-
-    def _yardstick(self) -> float:
-        took = _turn(self.runs[0], self.calls[0])
-        self.best_ms = min(self.best_ms, took)
-        return took
-
-
-def _agree(turns: Sequence[float], least: int) -> bool:
-    if len(turns) < least:
-        return False
-    fastest = sorted(turns)[:FASTEST]
-    return fastest[-1] <= fastest[0] * AGREEMENT
-
-
-def _turn(run: Run, calls: int, warm: int = 1) -> float:
-    """Milliseconds of one call, after some that bring near what it needs."""
-    began = time.perf_counter_ns()
-    for _ in range(warm):
-        run()
-        if time.perf_counter_ns() - began > WARM_NS:
-            break
-    started = time.perf_counter_ns()
-    for _ in range(calls):
-        run()
-    return (time.perf_counter_ns() - started) / calls / 1e6
-
-
-def _calls(run: Run) -> int:
-    """Calls in a turn; the first few warm up."""
-    fastest = float("inf")
-    for _ in range(WARM_UP):
-        started = time.perf_counter_ns()
-        run()
-        fastest = min(fastest, time.perf_counter_ns() - started)
-    return int(np.clip(TURN_NS / max(fastest, 1), 1, MOST_CALLS))
 
 
 def _onnx(folder: Path, shape: LayerShape, copies: int) -> Run:

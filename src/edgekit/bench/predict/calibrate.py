@@ -16,20 +16,22 @@ from typing import Any, Final
 
 import numpy as np
 
+from edgekit.bench.layers import LayerShape
 from edgekit.bench.layers.float_onnx import float_onnx_file
-from edgekit.bench.layers.measure import BATCH, TURNS, WARM_UP, YARDSTICK, copies_of, undisturbed
+from edgekit.bench.layers.measure import BATCH, YARDSTICK, copies_of
 from edgekit.bench.layers.onnx_file import onnx_file
 from edgekit.bench.layers.tflite_file import tflite_file
 from edgekit.bench.predict.light import SEPARATE
 from edgekit.bench.predict.onnx_chains import onnx_chain
 from edgekit.bench.predict.ops import BYTES, MACS, PRECISIONS, elementwise
 from edgekit.bench.predict.probe import LINKS, Probe
-from edgekit.bench.predict.probes import op_of, probes
+from edgekit.bench.predict.probes import ahead_of, blocks_op, is_turned, op_of, probes
 from edgekit.bench.predict.rates import CROWD, STREAM
 from edgekit.bench.predict.tflite_chains import tflite_chain
 from edgekit.bench.results import ModelFile, Spec
 from edgekit.bench.runners import open_onnx, runner, tflite_runner
 from edgekit.bench.targets import Told, silent
+from edgekit.bench.turns import TURNS, WARM_UP, undisturbed
 from edgekit.errors import UsageError
 from edgekit_devices import Calibration, Point, Profile
 
@@ -42,6 +44,8 @@ TINY: Final = 64
 NEAR_BYTES: Final = 2**18
 # The system wakes threads on one core now and then, where they win nothing over one thread, for whole turns.
 TURNS_TOGETHER: Final = 12
+# A batch waits so long for a quiet machine; there are some 130.
+WAIT_S: Final = 10.0
 LEAST_MS: Final = 1e-6
 
 CHAINS: Final = {"onnx": onnx_chain, "tflite": tflite_chain}
@@ -103,8 +107,13 @@ def _table(
     format: str, precision: str, threads: int, times: Times, calls: Times, part: Callable[[float], None]
 ) -> Calibration:
     """Everything of one runtime, precision and number of threads; `calls` are as a user makes them."""
-    empty = Probe(elementwise("add", precision, TINY), dims=(1, 1, 1, TINY))
+    empty = Probe(elementwise("add", precision, TINY, wide=2), dims=(1, 1, 1, TINY))
     wanted = probes(format, precision)
+    ahead = list(dict.fromkeys(shape for probe in wanted if (shape := ahead_of(probe, format)) is not None))
+    contents = [
+        *(partial(content_of, probe, format) for probe in wanted),
+        *(partial(float_onnx_file, shape, 1) for shape in ahead),
+    ]
     ms: list[float] = []
     with tempfile.TemporaryDirectory(prefix="edgekit-calibrate-") as folder:
         chains: dict[str, Path] = {}
@@ -112,12 +121,14 @@ def _table(
             chains[f"chain{n}"] = Path(folder) / f"chain{n}.{format}"
             chains[f"chain{n}"].write_bytes(CHAINS[format](empty, n))
         crowds, short = dict(times(chains, threads)), f"chain{FEW_LINKS}"
-        for start in range(0, len(wanted), BATCH):
-            part(start / len(wanted))
+        for start in range(0, len(contents), BATCH):
+            part(start / len(contents))
             batch = {
-                f"{start + i}": _written(Path(folder) / f"{start + i}.{format}", probe)
-                for i, probe in enumerate(wanted[start : start + BATCH])
+                f"{start + i}": Path(folder) / f"{start + i}.{format}"
+                for i in range(len(contents[start : start + BATCH]))
             }
+            for path, content in zip(batch.values(), contents[start:], strict=False):
+                path.write_bytes(content())
             took = times({short: chains[short], **batch}, threads)
             crowds[short] = min(crowds[short], took[short])
             ms += [took[name] for name in batch]
@@ -126,19 +137,44 @@ def _table(
         whole = calls({short: chains[short]}, threads)[short]
     op_ms = max((crowds[f"chain{MANY_LINKS[0]}"] - crowds[short]) / (MANY_LINKS[0] - FEW_LINKS), LEAST_MS)
     bound_ms, call_ms = (max(t - FEW_LINKS * op_ms, 0.0) for t in (crowds[short], whole))
-    points = [_point(p, t, bound_ms) for p, t in zip(wanted, ms, strict=True)]
+    # Turning and the layer of one pixel are two operators.
+    turning = {
+        shape: max(t - bound_ms - 2 * op_ms, LEAST_MS)
+        for shape, t in zip(ahead, ms[len(wanted) :], strict=True)
+    }
+    points = [
+        _point(p, t, bound_ms, op_ms, turning[shape] if (shape := ahead_of(p, format)) else 0.0)
+        for p, t in zip(wanted, ms, strict=False)
+    ]
+    points += [_turning_point(shape, t) for shape, t in turning.items() if is_turned(shape)]
     for n in MANY_LINKS:
         alone = max((crowds[f"chain{n}"] - bound_ms) / n, LEAST_MS)
         points.append(Point(CROWD, (1, 1, 1, n), n, alone))
     return Calibration(format, precision, threads, call_ms, op_ms, tuple(points))
 
 
-def _point(probe: Probe, ms: float, call_ms: float) -> Point:
-    alone = max((ms - call_ms) / count_of(probe), LEAST_MS)
+def _point(probe: Probe, ms: float, call_ms: float, op_ms: float, turning_ms: float) -> Point:
+    """Of one operator, of what its file took.
+
+    Args:
+        probe: the operator.
+        ms: of the file.
+        call_ms: of a call.
+        op_ms: least of an operator.
+        turning_ms: of what the file reads, once for layers side by side and for each of other operators.
+    """
+    times = 1 if probe.layer is not None else count_of(probe)
+    alone = max((ms - call_ms - times * turning_ms) / count_of(probe), LEAST_MS)
     if probe.copies is not None:
         kilobytes = probe.copies * probe.op.weight_bytes // 1024
-        return Point(STREAM, (1, 1, 1, kilobytes), probe.op.weight_bytes, alone)
+        reading_ms = max(alone - op_ms, LEAST_MS)
+        return Point(STREAM, (1, 1, 1, kilobytes), probe.op.weight_bytes, reading_ms)
     return Point(probe.op.kind, probe.op.shape, probe.op.work, alone)
+
+
+def _turning_point(ahead: LayerShape, ms: float) -> Point:
+    op = blocks_op(ahead)
+    return Point(op.kind, op.shape, op.work, ms)
 
 
 def count_of(probe: Probe) -> int:
@@ -177,7 +213,7 @@ def _written(path: Path, probe: Probe) -> Path:
 
 
 def local_times(run: Callable[..., Callable[[], None]] | None = None) -> Times:
-    """Times files here, beside a yardstick that tells quiet moments from busy ones; how quick it can be is kept.
+    """Times files here, beside a yardstick that tells quiet moments from busy ones; how quick it is at best is kept.
 
     Args:
         run: makes the call of a file as a user does, with `threads`; None is for operators, and binds results, so
@@ -195,9 +231,10 @@ def local_times(run: Callable[..., Callable[[], None]] | None = None) -> Times:
             runs = [make(path, threads=threads) for path in (yardstick, *files.values())]
             turns = TURNS if threads == 1 else TURNS_TOGETHER
             warm = WARM_UP if run else 1
-            first, *others = undisturbed(runs, best.get((format, threads)), turns=turns, warm=warm)
-        best[format, threads] = min(first, best.get((format, threads), first))
-        return dict(zip(files, others, strict=True))
+            known = best.get((format, threads))
+            timed = undisturbed(runs, known, turns=turns, warm=warm, wait_s=WAIT_S)
+        best[format, threads] = min(timed.yardstick_ms, known or timed.yardstick_ms)
+        return dict(zip(files, timed.ms[1:], strict=True))
 
     return times
 

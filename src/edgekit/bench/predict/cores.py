@@ -78,6 +78,7 @@ ELEMENTS: Final[Mapping[str, float]] = {
     "convert": 1.0,
     "copy": 8.0,
     "move": 2.0,
+    "blocks": 2.0,
     "slice": 0.5,
     "nearest": 1.0,
     "repeat": 1.0,

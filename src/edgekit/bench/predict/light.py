@@ -43,14 +43,15 @@ SEPARATE: Final = frozenset(
 # Kinds that are not timed, by format and precision.
 _ABSENT: Final[Mapping[tuple[str, str], frozenset[str]]] = {
     # LiteRT makes several operators of norms and softplus, clips in what comes before, and pools images only.
-    ("tflite", "int8"): frozenset({"norm", "clip", "strip", "elu", "softplus"}),
-    ("tflite", "float32"): frozenset({"norm", "clip", "strip", "elu", "softplus", "convert"}),
+    ("tflite", "int8"): frozenset({"norm", "clip", "strip", "elu", "softplus", "blocks"}),
+    ("tflite", "float32"): frozenset({"norm", "clip", "strip", "elu", "softplus", "convert", "blocks"}),
     # In float between conversions; other axes cost nothing, and mirrored borders are borders.
     ("onnx", "int8"): frozenset(
         {"norm", "gelu", "elu", "softplus", "prelu", "choose", "strip", "resize", "shuffle", "copy", "mirror"}
-        | {"repeat", "window"}
+        | {"repeat", "window", "blocks"}
     ),
-    ("onnx", "float32"): frozenset({"convert", "copy", "mirror", "repeat", "window"}),
+    # What turns data into blocks of channels is timed with the layers that read them.
+    ("onnx", "float32"): frozenset({"convert", "copy", "mirror", "repeat", "window", "blocks"}),
 }
 
 
@@ -103,12 +104,22 @@ def _rows(kind: str, format: str, precision: str) -> Iterator[Probe]:
 
 
 def _collapsed(kind: str, format: str, precision: str) -> Iterator[Probe]:
-    """The largest of all rows."""
+    """The largest of all rows, and of each row."""
     del format
     for row in NORMED:
-        for elements in FEWER:
+        for elements in (*FEWER, ELEMENTS[-1]):
             dims = (1, max(2, elements // row), row)
-            yield Probe(elementwise(kind, precision, math.prod(dims)), dims=dims)
+            for run in (1, row):
+                yield Probe(elementwise(kind, precision, math.prod(dims), run=run), dims=dims)
+
+
+def _paired(kind: str, format: str, precision: str) -> Iterator[Probe]:
+    """Of two tensors, and of one and a number for each channel."""
+    del format
+    for elements in ELEMENTS:
+        dims = _image(elements, CHANNELS)
+        for tensors in (1, 2):
+            yield Probe(elementwise(kind, precision, math.prod(dims), wide=tensors), dims=dims)
 
 
 def _copied(kind: str, format: str, precision: str) -> Iterator[Probe]:
@@ -182,6 +193,8 @@ def _turned(kind: str, format: str, precision: str) -> Iterator[Probe]:
 
 
 _BY_KIND: Final[Mapping[str, Callable[[str, str, str], Iterator[Probe]]]] = {
+    "add": _paired,
+    "mul": _paired,
     "strip": _strips,
     "window": _windows,
     "softmax": _rows,

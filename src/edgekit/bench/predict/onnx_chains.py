@@ -22,14 +22,16 @@ _AS_GIVEN: Final = frozenset({"move", "slice", "transpose", "softmax", "norm", "
 _ENLARGING: Final = frozenset({"nearest", "resize"})
 # Read and written as integers, without conversions around them.
 _ON_INTEGERS: Final = _ENLARGING | {"clip", "move", "slice", "transpose", "pad", "collapse"}
+# Of two tensors, or of one and what has a number for each channel.
+_PAIRED: Final = frozenset({"add", "mul"})
 # Faster kernels stand between convolutions.
 _BETWEEN: Final = frozenset({"pool", "average"})
 _WEIGHT_SCALE: Final = 0.01
 _WINDOW: Final = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [1, 1]}
 # Operator, inputs behind its predecessor, or all of them with "before" for it, attributes.
 _OPERATORS: Final[dict[str, tuple[str, tuple[str, ...], dict[str, Any]]]] = {
-    "add": ("Add", ("x",), {}),
-    "mul": ("Mul", ("x",), {}),
+    "add": ("Add", ("other",), {}),
+    "mul": ("Mul", ("other",), {}),
     "clip": ("Clip", ("low", "high"), {}),
     "prelu": ("PRelu", ("slopes",), {}),
     "activation": ("Sigmoid", (), {}),
@@ -180,7 +182,7 @@ def _result(probe: Probe, dims: tuple[int, ...]) -> tuple[int, ...]:
     if kind in ("move", "strip"):
         return (*dims[:-1], 2 * dims[-1] if kind == "move" else dims[-1] // STRIP_TAPS)
     if kind == "collapse":
-        return (dims[0], 1, dims[2])
+        return (dims[0], 1, dims[2]) if probe.op.depth > 1 else (*dims[:2], 1)
     y, x = (1, 2) if _channels_last(probe) else (2, 3)
     found, side = list(dims), _SIDES.get(kind, _doubled)
     found[y], found[x] = side(dims[y]), side(dims[x])
@@ -236,6 +238,8 @@ def _linked(
     if "mask" in more:
         file.nodes.append(helper.make_node("Greater", ["x", "low"], ["mask"]))
     first = before
+    if kind in _PAIRED:
+        other = first if probe.op.outs > 1 else _slopes(file, probe, integers=integers)
     for index in range(links):
         names = more if "before" in more else ("before", *more)
         ins = [{"before": before, "x": first, "other": other}.get(name, name) for name in names]
@@ -249,6 +253,18 @@ def _linked(
                 before = f"real{index}_{source}"
                 file.nodes.append(helper.make_node("DequantizeLinear", [after, *grid], [before]))
     return _convolved(file, _read(file, before), probe.dims[-1]) if between else before
+
+
+def _slopes(file: File, probe: Probe, *, integers: bool) -> str:
+    """A number for each channel."""
+    from onnx import helper
+
+    if not integers:
+        return "slopes"
+    whole = np.full((probe.dims[-1], 1, 1), 26, np.uint8)
+    ins = [file.constant("whole_slopes", whole), *_grid(True)]
+    file.nodes.append(helper.make_node("DequantizeLinear", ins, ["real_slopes"]))
+    return "real_slopes"
 
 
 def _read(file: File, name: str) -> str:
@@ -288,7 +304,7 @@ def _constants(file: File, probe: Probe, *, integers: bool) -> None:
     ends = probe.dims[1:3] if len(probe.dims) == 4 else (0, 0)
     for name, content in {"starts": (0, 0), "ends": ends, "axes": (1, 2), "steps": (TWICE, TWICE)}.items():
         file.constant(name, np.array(content, np.int64))
-    file.constant("rows", np.array([1], np.int64))
+    file.constant("rows", np.array([1 if probe.op.depth > 1 else 2], np.int64))
     file.constant("low", dtype(0))
     file.constant("high", dtype(6))
     for unit, (scale, zero) in {False: (SCALE, 128), True: (UNIT_SCALE, 0)}.items():

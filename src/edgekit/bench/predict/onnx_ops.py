@@ -175,9 +175,8 @@ class _Graph:
                 if integers:
                     yield turned("int8", shape, CHANNELS_LAST, label)
                 else:
-                    # Into blocks of channels, which takes no longer than a copy.
                     yield elementwise(
-                        "move", "float32", math.prod(shape), run=math.prod(shape[2:]), name=label
+                        "blocks", "float32", math.prod(shape), run=math.prod(shape[2:]), name=label
                     )
 
     def _to_last(self, node: Any) -> Iterable[Op]:
@@ -199,8 +198,10 @@ class _Graph:
 
     def _carries(self, node: Any) -> bool:
         """Does it hand on the order of axes? In float only what has equal shapes does."""
-        if node.op_type not in CARRIED:
+        if node.op_type not in CARRIED or (_interpolates(node) and not self._read_as_integers(node.input[0])):
             return False
+        if node.op_type == "Concat" and not self._in_integers(node):
+            return all(self._in_blocks(name) for name in node.input)
         shapes = {self.shapes.get(name) for name in node.input if name not in self.constants}
         return node.op_type not in ("Add", "Mul", "Sub") or len(shapes) == 1 or self._in_integers(node)
 
@@ -243,8 +244,28 @@ class _Graph:
         run = 1 if found == "slice" else self._run(node, source, result)
         if found == "resize" or (found == "nearest" and precision == "int8"):
             run = self._channels_together(node, source, result)
-        op = elementwise(found, precision, elements, run=run, name=node.name)
+        if found == "collapse":
+            run = self._behind(node, source)
+        tensors = self._tensors(node, elements) if found in ("add", "mul") else 1
+        op = elementwise(found, precision, elements, run=run, wide=tensors, name=node.name)
         return replace(op, unknown="" if kind in ELEMENTWISE else kind)
+
+    def _tensors(self, node: Any, elements: int) -> int:
+        """How many as large as the result are read, two at most."""
+        whole = [
+            n for n in node.input if n and n not in self.constants and math.prod(self._shape(n)) == elements
+        ]
+        return max(1, min(2, len(whole)))
+
+    def _behind(self, node: Any, source: Shape) -> int:
+        """Elements that lie behind the last axis that is reduced; without axes that is all of them."""
+        axes = _attribute(node, "axes", ()) or [n for name in node.input[1:] for n in self._integers(name)]
+        order = list(range(len(source)))
+        if self._in_integers(node) and self._in_blocks(node.input[0]):
+            # Integer convolutions leave channels last.
+            order = [0, *order[2:], 1]
+        last = max((order.index(axis % len(source)) for axis in axes), default=len(source))
+        return math.prod(source[axis] for axis in order[last + 1 :])
 
     def _run(self, node: Any, source: Shape, result: Shape) -> int:
         """Elements that lie side by side before and after, or that belong together otherwise."""
@@ -264,10 +285,24 @@ class _Graph:
         return 1
 
     def _channels_together(self, node: Any, source: Shape, result: Shape) -> int:
-        """Channels that lie side by side: of axes that are last, and between convolutions."""
-        if len(result) > 1 and source[1] != result[1]:
+        """Channels that lie side by side: of axes that are last, and between integer convolutions."""
+        if len(result) < 2:
+            return 1
+        if source[1] != result[1]:
             return result[-1]
-        return result[1] if self._in_blocks(node.input[0]) and len(result) > 1 else 1
+        between = self._in_blocks(node.input[0]) and self._into_blocks(node.output[0])
+        return result[1] if between and self._read_as_integers(node.input[0]) else 1
+
+    def _read_as_integers(self, name: str) -> bool:
+        maker = self.makers.get(name)
+        return name in self.integers or (maker is not None and maker.op_type == "DequantizeLinear")
+
+    def _into_blocks(self, name: str) -> bool:
+        """Is a tensor read by convolutions, be it by way of what hands on the order?"""
+        return any(
+            user.op_type in BLOCKED or (user.op_type in CARRIED and self._into_blocks(user.output[0]))
+            for user in self.users[name]
+        )
 
     def _is_swish(self, node: Any) -> bool:
         """A tensor times its sigmoid: ONNX Runtime makes one operator of both, in float."""

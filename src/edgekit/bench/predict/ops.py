@@ -14,7 +14,19 @@ COMPUTING: Final = (
 MOVING: Final = (
     *("add", "mul", "clip", "prelu", "choose", "activation", "elu", "softplus", "gelu"),
     *("pool", "strip", "window", "average", "reduce", "collapse", "softmax", "norm", "convert"),
-    *("copy", "move", "slice", "transpose", "nearest", "repeat", "resize", "pad", "mirror", "shuffle"),
+    *(
+        "copy",
+        "move",
+        "blocks",
+        "slice",
+        "transpose",
+        "nearest",
+        "repeat",
+        "resize",
+        "pad",
+        "mirror",
+        "shuffle",
+    ),
 )
 MACS: Final = frozenset(COMPUTING)
 KINDS: Final = (*COMPUTING, *MOVING)
@@ -36,7 +48,8 @@ class Op:
         work: multiply-accumulates for the kinds of `MACS`, else elements.
         depth: input channels that one result sums over; without multiplications, the neighbours that are handled
             together: a row of softmax, what lies in one piece where data are moved.
-        outs: output channels, of one group; of a transposition, the shorter side.
+        outs: output channels, of one group; of a transposition, the shorter side; of sums and products of tensors, how
+            many are as large as the result.
         taps: elements of the kernel or window.
         positions: results of each output channel over all groups; without multiplications, the pieces.
         weight_bytes: of constants that are read.
@@ -137,7 +150,7 @@ def elementwise(
         elements: of its result, or of its input where that is larger.
         taps: elements of the window of a pool.
         run: neighbours that are handled together.
-        wide: the shorter side of what is transposed.
+        wide: the shorter side of what is transposed, and how many tensors as large as the result are read.
         name: in its file.
     """
     moved, run = 2 * elements * BYTES[precision], max(1, min(run, elements))

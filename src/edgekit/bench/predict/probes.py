@@ -9,7 +9,7 @@ from typing import Final
 from edgekit.bench.layers import LayerShape
 from edgekit.bench.layers.onnx_file import as_exported
 from edgekit.bench.predict.light import light
-from edgekit.bench.predict.ops import Op, convolution, weighted
+from edgekit.bench.predict.ops import BYTES, Op, convolution, elementwise, weighted
 from edgekit.bench.predict.probe import Probe
 from edgekit.bench.predict.products import products
 
@@ -36,6 +36,8 @@ SQUARE: Final = (
     ),
     (512, 512),
     *((16, 1), (32, 3), (32, 4), (64, 2), (128, 6), (24, 24), (40, 40), (24, 48), (72, 72)),
+    # Of an image of three channels, as exported.
+    *((4, 16), (4, 64)),
 )
 # Channels and groups of what is between ordinary and depthwise convolutions, by the size of their kernel.
 GROUPED: Final = {
@@ -53,7 +55,13 @@ DEPTHWISE: Final = {
 STRIDED: Final = (
     *((3, 16, 3, 2, 1, 224), (3, 32, 3, 2, 1, 96), (1, 16, 3, 1, 1, 32), (3, 16, 3, 1, 1, 32)),
     *((3, 64, 7, 2, 3, 224), (3, 96, 4, 4, 0, 224), (3, 192, 16, 16, 0, 224), (96, 192, 2, 2, 0, 56)),
-    *((1, 32, 5, 1, 2, 56), (1, 64, 3, 1, 1, 56), (1, 8, 7, 2, 3, 112)),
+    *(
+        (1, 32, 5, 1, 2, 56),
+        (1, 64, 3, 1, 1, 56),
+        (1, 8, 7, 2, 3, 112),
+        (1, 48, 7, 1, 3, 14),
+        (1, 32, 5, 1, 2, 14),
+    ),
     *((32, 64, 3, 2, 1, 56), (64, 128, 3, 2, 1, 56), (16, 32, 5, 1, 2, 28), (64, 64, 5, 1, 2, 14)),
 )
 # Channels in and out, kernel, stride and length of convolutions over time.
@@ -65,7 +73,7 @@ TEMPORAL: Final = (
         (40, 128, 9, 1, 98),
         (128, 128, 3, 2, 250),
     ),
-    *((32, 32, 2, 1, 1000), (16, 64, 1, 1, 1000)),
+    *((32, 32, 2, 1, 1000), (16, 64, 1, 1, 1000), (1, 96, 32, 8, 8000), (1, 48, 16, 4, 6000)),
 )
 # Rows, inputs and outputs of linear layers.
 LINEAR: Final = (
@@ -79,6 +87,7 @@ LINEAR: Final = (
         (1, 1280, 1000),
         (1, 4096, 1024),
     ),
+    *((1, 128, 128), (1, 64, 512), (1, 512, 64), (1, 128, 512), (1, 512, 128), (1, 2048, 512)),
     *((16, 32, 64), (16, 128, 128), (49, 384, 384), (197, 192, 192), (197, 192, 576), (197, 192, 768)),
     *((197, 768, 192), (196, 256, 1024), (3136, 96, 384), (3136, 384, 96), (784, 192, 768), (49, 768, 3072)),
 )
@@ -91,12 +100,16 @@ SIDES: Final = (112, 56, 28, 14, 7, 4)
 LEAST_MACS, MOST_MACS = 30_000, 60_000_000
 MOST_ELEMENTS: Final = 800_000
 
-# Linear layers of one row, so wide, whose weights have so many bytes together: from when on they come from the outer
-# caches, and from main memory.
+# Of ONNX Runtime; processors differ, and of some fewer channels than half are read as they are.
+CHANNELS_IN_BLOCK: Final = 16
+
+# Linear layers of one row, with weights of so many bytes each and so many together: from when on they come from the
+# outer caches, and from main memory.
 STREAMED: Final = (
-    *((256, kb * 2**10) for kb in (256, 512, 1024, 2048)),
-    *((1024, mb * 2**20) for mb in (4, 16, 64, 160)),
+    *((2**18, kb * 2**10) for kb in (256, 512, 1024, 2048)),
+    *((2**20, mb * 2**20) for mb in (4, 16, 64, 160)),
 )
+STREAMED_OUTS: Final = 256
 
 
 def probes(format: str, precision: str) -> tuple[Probe, ...]:
@@ -110,7 +123,7 @@ def probes(format: str, precision: str) -> tuple[Probe, ...]:
     if precision == "float32" or format == "tflite":
         # In integers neither runtime has them; LiteRT has another kernel where the weights come from integers.
         found += [_of_layer(shape, format, precision) for shape in upward()]
-    found += [_streamed(precision, width, total) for width, total in STREAMED]
+    found += [_streamed(precision, size, total) for size, total in STREAMED]
     found += light(format, precision)
     return (*found, *products(format)) if precision == "float32" else tuple(found)
 
@@ -157,6 +170,38 @@ def square(ins: int, outs: int, kernel: int, side: int, *, groups: int = 1, stri
     )
 
 
+def ahead_of(probe: Probe, format: str) -> LayerShape | None:
+    """What else the file of an operator computes: ONNX Runtime turns what it reads into blocks of channels, in float.
+
+    Returns:
+        A layer that takes its input and computes a single pixel of it; None where nothing is turned.
+    """
+    shape, side = probe.layer, 0
+    if format != "onnx" or probe.op.precision != "float32":
+        return None
+    if shape is None and probe.op.kind == "reduce":
+        side, channels = probe.dims[1], probe.dims[3]
+        shape = square(channels, channels, 1, side)
+    if shape is None or shape.op != "conv2d" or shape.in_channels < CHANNELS_IN_BLOCK // 2:
+        return None
+    # Where kernels take no blocks for so many channels or groups, nothing is turned here either.
+    outs = shape.in_channels if shape.groups > 1 else CHANNELS_IN_BLOCK
+    return LayerShape(
+        *("conv2d", shape.in_channels, outs, (1, 1), shape.size, (1, 1), (0, 0), shape.groups, shape.size)
+    )
+
+
+def is_turned(ahead: LayerShape) -> bool:
+    """Is what it reads turned on every processor, whole and once?"""
+    return ahead.groups == 1 and ahead.in_channels % CHANNELS_IN_BLOCK == 0
+
+
+def blocks_op(ahead: LayerShape) -> Op:
+    """What `ahead_of` found, as an operator."""
+    pixels = math.prod(ahead.size)
+    return elementwise("blocks", "float32", ahead.in_channels * pixels, run=pixels)
+
+
 def op_of(shape: LayerShape, precision: str) -> Op:
     """A layer as the readers of files see it."""
     rows = shape.op == "linear"
@@ -175,10 +220,10 @@ def _of_layer(shape: LayerShape, format: str, precision: str) -> Probe:
     return Probe(op_of(exported, precision), layer=shape)
 
 
-def _streamed(precision: str, width: int, total: int) -> Probe:
-    shape = LayerShape("linear", width, width, size=(1,))
-    op = op_of(shape, precision)
-    return Probe(op, layer=shape, copies=total // op.weight_bytes)
+def _streamed(precision: str, size: int, total: int) -> Probe:
+    # Many inputs, so that a row is read and not computed.
+    shape = LayerShape("linear", size // (STREAMED_OUTS * BYTES[precision]), STREAMED_OUTS, size=(1,))
+    return Probe(op_of(shape, precision), layer=shape, copies=total // size)
 
 
 def _sized(shapes: Iterable[LayerShape], n: int) -> Sequence[LayerShape]:

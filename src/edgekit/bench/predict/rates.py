@@ -36,6 +36,7 @@ LIKE: Final = {
     "convert": "add",
     "move": "add",
     "copy": "move",
+    "blocks": "move",
     "slice": "move",
     "pad": "move",
     "mirror": "transpose",

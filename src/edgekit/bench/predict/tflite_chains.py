@@ -155,20 +155,27 @@ _OWN: Final[Mapping[str, Callable[[File, tuple[int, ...], int], None]]] = {
 }
 
 
+def _slopes(file: File, channels: int) -> int:
+    """A number for each channel."""
+    axes = (1, 1, channels)
+    if file.floating:
+        return file.tensor(axes, "FLOAT32", np.full(axes, 0.1, np.float32))
+    grid = (np.float32(UNIT_SCALE), np.int64(0), 0)
+    return file.tensor(axes, "INT8", np.full(axes, 26, np.int8), grid=grid)
+
+
 def _in_a_row(file: File, probe: Probe, x: int) -> Operator:
     if probe.op.kind == "prelu":
-        slopes = (1, 1, probe.dims[-1])
-        if file.floating:
-            return "PRELU", 1, [file.tensor(slopes, "FLOAT32", np.full(slopes, 0.1, np.float32))], "", {}
-        grid = (np.float32(UNIT_SCALE), np.int64(0), 0)
-        return "PRELU", 1, [file.tensor(slopes, "INT8", np.full(slopes, 26, np.int8), grid=grid)], "", {}
+        return "PRELU", 1, [_slopes(file, probe.dims[-1])], "", {}
+    paired = probe.op.kind in ("add", "mul")
+    other = _slopes(file, probe.dims[-1]) if paired and probe.op.outs == 1 else x
     window = {
         **{"filterHeight": 3, "filterWidth": 3, "strideH": 1, "strideW": 1},
         "padding": file.schema.Padding.SAME,
     }
     found: dict[str, Operator] = {
-        "add": ("ADD", 2, [x], "AddOptions", {}),
-        "mul": ("MUL", 2, [x], "MulOptions", {}),
+        "add": ("ADD", 2, [other], "AddOptions", {}),
+        "mul": ("MUL", 2, [other], "MulOptions", {}),
         "activation": ("LOGISTIC", 2, [], "", {}),
         "gelu": ("GELU", 1 if file.floating else 2, [], "GeluOptions", {"approximate": False}),
         "pool": ("MAX_POOL_2D", 2, [], "Pool2DOptions", window),
@@ -198,8 +205,15 @@ def _reduced(file: File, probe: Probe) -> Separate:
 
 
 def _collapsed(file: File, probe: Probe) -> Separate:
-    result = (probe.dims[0], 1, probe.dims[2])
-    return result, ("REDUCE_MAX", 2, [file.integers((1,))], "ReducerOptions", {"keepDims": True})
+    across = probe.op.depth > 1
+    result = (probe.dims[0], 1, probe.dims[2]) if across else (*probe.dims[:2], 1)
+    return result, (
+        "REDUCE_MAX",
+        2,
+        [file.integers((1 if across else 2,))],
+        "ReducerOptions",
+        {"keepDims": True},
+    )
 
 
 def _joined(file: File, probe: Probe) -> Separate:

@@ -188,7 +188,10 @@ class _Graph:
         if name in CUTTING:
             most = 0
         run = 1 if kind == "slice" else self._run(name, operator, ins, result)
-        found = elementwise(kind, precision, max(most, math.prod(result)), run=run, name=label)
+        elements = max(most, math.prod(result))
+        whole = [i for i in ins if i not in self.constants and math.prod(self._shape(i)) == elements]
+        tensors = max(1, min(2, len(whole))) if kind in ("add", "mul") else 1
+        found = elementwise(kind, precision, elements, run=run, wide=tensors, name=label)
         return replace(found, unknown=unknown)
 
     def _run(self, name: str, operator: Any, ins: list[int], result: Shape) -> int:
@@ -204,6 +207,10 @@ class _Graph:
             "RESIZE_BILINEAR",
         ):
             return result[-1] if result else 1
+        if ELEMENTWISE.get(name) == "collapse":
+            axes = self._integers(ins[1])
+            # Without axes over all of them.
+            return math.prod(source[max(axis % len(source) for axis in axes) + 1 :]) if axes else 1
         if name == "CONCATENATION":
             axis = operator.builtinOptions.axis % len(result)
             return math.prod(result[axis:]) // len(ins)
