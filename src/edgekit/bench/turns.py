@@ -142,9 +142,9 @@ class _Turns:
 
     def _counted(self, turns: Sequence[_Turn]) -> list[float]:
         """Times of the quiet turns, and of the least loud where these are few."""
-        loudest = sorted(turns, key=lambda turn: max(turn.before, turn.after))
+        by_loudness = sorted(turns, key=lambda turn: max(turn.before, turn.after))
         n, best_ms = max(self.least, len(self._quiet(turns))), self._best()
-        return [turn.as_at(best_ms) for turn in loudest[:n]]
+        return [turn.as_at(best_ms) for turn in by_loudness[:n]]
 
     def _quiet(self, turns: Sequence[_Turn]) -> list[_Turn]:
         limit = QUIET * self._best()
