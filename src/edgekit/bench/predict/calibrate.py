@@ -123,12 +123,10 @@ def _table(
         crowds, short = dict(times(chains, threads)), f"chain{FEW_LINKS}"
         for start in range(0, len(contents), BATCH):
             part(start / len(contents))
-            batch = {
-                f"{start + i}": Path(folder) / f"{start + i}.{format}"
-                for i in range(len(contents[start : start + BATCH]))
-            }
-            for path, content in zip(batch.values(), contents[start:], strict=False):
-                path.write_bytes(content())
+            batch: dict[str, Path] = {}
+            for i, content in enumerate(contents[start : start + BATCH], start):
+                batch[f"{i}"] = Path(folder) / f"{i}.{format}"
+                batch[f"{i}"].write_bytes(content())
             took = times({short: chains[short], **batch}, threads)
             crowds[short] = min(crowds[short], took[short])
             ms += [took[name] for name in batch]
@@ -144,7 +142,7 @@ def _table(
     }
     points = [
         _point(p, t, bound_ms, op_ms, turning[shape] if (shape := ahead_of(p, format)) else 0.0)
-        for p, t in zip(wanted, ms, strict=False)
+        for p, t in zip(wanted, ms[: len(wanted)], strict=True)
     ]
     points += [_turning_point(shape, t) for shape, t in turning.items() if is_turned(shape)]
     for n in MANY_LINKS:

@@ -9,7 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from edgekit.bench.predict.ops import Op, Shape, convolution, elementwise, piece, turned, weighted
+from edgekit.bench.predict.ops import (
+    Op,
+    Shape,
+    behind,
+    convolution,
+    elementwise,
+    piece,
+    turned,
+    weighted,
+    whole_tensors,
+)
 from edgekit.errors import UsageError
 
 # Only other axes for the same bytes, or known before the first run.
@@ -246,26 +256,19 @@ class _Graph:
             run = self._channels_together(node, source, result)
         if found == "collapse":
             run = self._behind(node, source)
-        tensors = self._tensors(node, elements) if found in ("add", "mul") else 1
+        sizes = [math.prod(self._shape(name)) for name in node.input if name and name not in self.constants]
+        tensors = whole_tensors(sizes, elements) if found in ("add", "mul") else 1
         op = elementwise(found, precision, elements, run=run, wide=tensors, name=node.name)
         return replace(op, unknown="" if kind in ELEMENTWISE else kind)
 
-    def _tensors(self, node: Any, elements: int) -> int:
-        """How many as large as the result are read, two at most."""
-        whole = [
-            n for n in node.input if n and n not in self.constants and math.prod(self._shape(n)) == elements
-        ]
-        return max(1, min(2, len(whole)))
-
     def _behind(self, node: Any, source: Shape) -> int:
-        """Elements that lie behind the last axis that is reduced; without axes that is all of them."""
+        """As `behind`, in the order of axes that there is when it runs."""
         axes = _attribute(node, "axes", ()) or [n for name in node.input[1:] for n in self._integers(name)]
-        order = list(range(len(source)))
-        if self._in_integers(node) and self._in_blocks(node.input[0]):
-            # Integer convolutions leave channels last.
-            order = [0, *order[2:], 1]
-        last = max((order.index(axis % len(source)) for axis in axes), default=len(source))
-        return math.prod(source[axis] for axis in order[last + 1 :])
+        if not (self._in_integers(node) and self._in_blocks(node.input[0])):
+            return behind(source, axes)
+        # Integer convolutions leave channels last.
+        order = [0, *range(2, len(source)), 1]
+        return behind([source[axis] for axis in order], [order.index(axis % len(source)) for axis in axes])
 
     def _run(self, node: Any, source: Shape, result: Shape) -> int:
         """Elements that lie side by side before and after, or that belong together otherwise."""

@@ -14,19 +14,8 @@ COMPUTING: Final = (
 MOVING: Final = (
     *("add", "mul", "clip", "prelu", "choose", "activation", "elu", "softplus", "gelu"),
     *("pool", "strip", "window", "average", "reduce", "collapse", "softmax", "norm", "convert"),
-    *(
-        "copy",
-        "move",
-        "blocks",
-        "slice",
-        "transpose",
-        "nearest",
-        "repeat",
-        "resize",
-        "pad",
-        "mirror",
-        "shuffle",
-    ),
+    *("copy", "move", "blocks", "slice", "transpose"),
+    *("nearest", "repeat", "resize", "pad", "mirror", "shuffle"),
 )
 MACS: Final = frozenset(COMPUTING)
 KINDS: Final = (*COMPUTING, *MOVING)
@@ -206,6 +195,27 @@ def piece(whole: Shape, part: Shape) -> int:
         if one != other:
             break
     return size
+
+
+def behind(shape: Sequence[int], axes: Sequence[int]) -> int:
+    """Elements that lie side by side behind the last axis that is reduced; without axes all of them are.
+
+    Args:
+        shape: of the input.
+        axes: that are reduced, from either end.
+    """
+    last = max((axis % len(shape) for axis in axes), default=len(shape))
+    return math.prod(shape[last + 1 :])
+
+
+def whole_tensors(sizes: Sequence[int], elements: int) -> int:
+    """How many as large as the result a sum or a product reads, one at least and two at most.
+
+    Args:
+        sizes: elements of what is read, without constants.
+        elements: of the result.
+    """
+    return min(2, max(1, sizes.count(elements)))
 
 
 def total(ops: Sequence[Op], of: Callable[[Op], int]) -> int:

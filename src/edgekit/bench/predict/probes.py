@@ -176,11 +176,11 @@ def ahead_of(probe: Probe, format: str) -> LayerShape | None:
     Returns:
         A layer that takes its input and computes a single pixel of it; None where nothing is turned.
     """
-    shape, side = probe.layer, 0
+    shape = probe.layer
     if format != "onnx" or probe.op.precision != "float32":
         return None
     if shape is None and probe.op.kind == "reduce":
-        side, channels = probe.dims[1], probe.dims[3]
+        _, side, _, channels = probe.dims
         shape = square(channels, channels, 1, side)
     if shape is None or shape.op != "conv2d" or shape.in_channels < CHANNELS_IN_BLOCK // 2:
         return None

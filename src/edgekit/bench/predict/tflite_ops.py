@@ -11,7 +11,17 @@ from typing import Any, Final
 
 import numpy as np
 
-from edgekit.bench.predict.ops import Op, Shape, convolution, elementwise, piece, turned, weighted
+from edgekit.bench.predict.ops import (
+    Op,
+    Shape,
+    behind,
+    convolution,
+    elementwise,
+    piece,
+    turned,
+    weighted,
+    whole_tensors,
+)
 from edgekit.errors import UsageError
 
 FREE: Final = frozenset({"SHAPE", "CAST", "FILL", "RANGE"})
@@ -189,8 +199,8 @@ class _Graph:
             most = 0
         run = 1 if kind == "slice" else self._run(name, operator, ins, result)
         elements = max(most, math.prod(result))
-        whole = [i for i in ins if i not in self.constants and math.prod(self._shape(i)) == elements]
-        tensors = max(1, min(2, len(whole))) if kind in ("add", "mul") else 1
+        sizes = [math.prod(self._shape(i)) for i in ins if i not in self.constants]
+        tensors = whole_tensors(sizes, elements) if kind in ("add", "mul") else 1
         found = elementwise(kind, precision, elements, run=run, wide=tensors, name=label)
         return replace(found, unknown=unknown)
 
@@ -208,9 +218,7 @@ class _Graph:
         ):
             return result[-1] if result else 1
         if ELEMENTWISE.get(name) == "collapse":
-            axes = self._integers(ins[1])
-            # Without axes over all of them.
-            return math.prod(source[max(axis % len(source) for axis in axes) + 1 :]) if axes else 1
+            return behind(source, self._integers(ins[1]))
         if name == "CONCATENATION":
             axis = operator.builtinOptions.axis % len(result)
             return math.prod(result[axis:]) // len(ins)
