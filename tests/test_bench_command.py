@@ -127,7 +127,10 @@ def test_what_is_wrong_is_refused_before_anything_is_measured(arguments: list[st
     assert "way out" in done.stderr
 
 
-@pytest.mark.parametrize(("name", "said"), [("net.pt", "edgekit compress"), ("net.mlpackage", "Xcode")])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("net.pt", "edgekit compress net.pt"), ("notes.md", "Name a bundle"), ("net.mlpackage", "Xcode")],
+)
 def test_files_that_no_device_of_ours_runs_are_sent_elsewhere(tmp_path: Path, name: str, said: str) -> None:
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(UsageError, match=said):

@@ -22,6 +22,7 @@ from edgekit.errors import UsageError
 DONE, UNREADABLE, INTERRUPTED = 0, 2, 130
 LOCAL, EMULATED, REMOTE = "local", "arm64", "ssh://"
 SUFFIXES: Final = (".onnx", ".tflite")
+TRAINED: Final = (".pt", ".pt2", ".pth")
 MOST_THREADS, MOST_BATCH = 1024, 4096
 
 
@@ -297,7 +298,9 @@ def _check(path: Path) -> None:
         raise UsageError(
             f"{path}: not a file that a device runs",
             expected="a bundle, a .onnx or a .tflite file",
-            way_out=f"Make it one first: edgekit compress {path.name}",
+            way_out=f"Make it one first: edgekit compress {path.name}"
+            if path.suffix in TRAINED
+            else "Name a bundle that `edgekit compress` wrote, or a file in it.",
         )
 
 

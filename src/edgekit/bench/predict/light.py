@@ -21,7 +21,7 @@ DEEP: Final = 4
 # Of attention between all positions of an image: what several threads bring shows where there is enough for each.
 MANY: Final = 1_048_576
 # What softmax goes over, what norms go over, and what lies side by side where data are moved.
-ROWS: Final = (8, 32, 197, 1000)
+ROWS: Final = (8, 32, 64, 197, 512, 1000)
 NORMED: Final = (64, 384)
 PIECES: Final = (8, 32, 512)
 ENLARGED: Final = (1, 8, 32)
