@@ -140,3 +140,15 @@ def test_joined_images_stay_in_blocks_where_all_of_them_are(tmp_path: Path) -> N
     assert both == ["conv", "conv", "move", "pool"]
     mixed = kinds_of(text.replace("OTHER", "z").replace("PART", "x"), tmp_path)
     assert mixed == ["conv", "conv", "move", "blocks", "pool", "blocks"]
+
+
+@pytest.mark.parametrize(
+    ("name", "out", "seen"),
+    [("DepthToSpace", "1,4,8,8", (1, 2, 1, 256)), ("SpaceToDepth", "1,64,2,2", (1, 1, 1, 256))],
+)
+def test_channels_that_become_pixels_are_told_from_pixels_that_become_channels(
+    name: str, out: str, seen: tuple[int, ...], tmp_path: Path
+) -> None:
+    text = f"g (float[1,16,4,4] x) => (float[{out}] y) {{ y = {name}<blocksize=2>(x) }}"
+    (found,) = onnx_ops_of(text, tmp_path)
+    assert (found.kind, found.shape) == ("shuffle", seen)

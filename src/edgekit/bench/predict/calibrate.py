@@ -21,7 +21,7 @@ from edgekit.bench.layers.float_onnx import float_onnx_file
 from edgekit.bench.layers.measure import BATCH, YARDSTICK, copies_of
 from edgekit.bench.layers.onnx_file import onnx_file
 from edgekit.bench.layers.tflite_file import tflite_file
-from edgekit.bench.predict.light import SEPARATE
+from edgekit.bench.predict.light import stands_alone
 from edgekit.bench.predict.onnx_chains import onnx_chain
 from edgekit.bench.predict.ops import BYTES, MACS, PRECISIONS, elementwise
 from edgekit.bench.predict.probe import LINKS, Probe
@@ -187,7 +187,7 @@ def count_of(probe: Probe) -> int:
     if probe.op.kind in MACS:
         _, outs, _, positions = probe.op.shape
         return min(LINKS, _near(outs * positions * BYTES[probe.op.precision]))
-    return min(LINKS, _near(probe.op.moved_bytes)) if probe.op.kind in SEPARATE else LINKS
+    return min(LINKS, _near(probe.op.moved_bytes)) if stands_alone(probe.op) else LINKS
 
 
 def _near(size: int) -> int:

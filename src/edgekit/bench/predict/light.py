@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from edgekit.bench.predict.ops import MOVING, elementwise, turned
+from edgekit.bench.predict.ops import MOVING, TO_SPACE, Op, elementwise, turned
 from edgekit.bench.predict.probe import Probe
 
 # Of one tensor: from what a cache holds to what it does not.
@@ -24,6 +24,8 @@ MANY: Final = 1_048_576
 ROWS: Final = (8, 32, 64, 197, 512, 1000)
 NORMED: Final = (64, 384)
 PIECES: Final = (8, 32, 512)
+# Besides 32, channels that have a number each.
+OTHER_CHANNELS: Final = (8, 16, 128)
 ENLARGED: Final = (1, 8, 32)
 # Channels of images that are turned, and width of heads of attention.
 TURNED: Final = (2, 8, 32, 128)
@@ -40,6 +42,12 @@ SEPARATE: Final = frozenset(
     | {"shuffle", "strip", "collapse"}
 )
 
+
+def stands_alone(op: Op) -> bool:
+    """Does every operator of a file have an input of its own? XNNPACK would make one table of tables in a row."""
+    return op.kind in SEPARATE or (op.kind, op.precision) == ("activation", "int8")
+
+
 # Kinds that are not timed, by format and precision.
 _ABSENT: Final[Mapping[tuple[str, str], frozenset[str]]] = {
     # LiteRT makes several operators of norms and softplus, clips in what comes before, and pools images only.
@@ -47,7 +55,7 @@ _ABSENT: Final[Mapping[tuple[str, str], frozenset[str]]] = {
     ("tflite", "float32"): frozenset({"norm", "clip", "strip", "elu", "softplus", "convert", "blocks"}),
     # In float between conversions; other axes cost nothing, and mirrored borders are borders.
     ("onnx", "int8"): frozenset(
-        {"norm", "gelu", "elu", "softplus", "prelu", "choose", "strip", "resize", "shuffle", "copy", "mirror"}
+        {"norm", "gelu", "elu", "softplus", "prelu", "choose", "strip", "resize", "copy", "mirror"}
         | {"repeat", "window", "blocks"}
     ),
     # What turns data into blocks of channels is timed with the layers that read them.
@@ -114,12 +122,16 @@ def _collapsed(kind: str, format: str, precision: str) -> Iterator[Probe]:
 
 
 def _paired(kind: str, format: str, precision: str) -> Iterator[Probe]:
-    """Of two tensors, and of one and a number for each channel."""
-    del format
+    """Of two tensors, and of one and a number for each channel, which LiteRT reads anew for each pixel."""
+    last = format == "tflite"
     for elements in ELEMENTS:
         dims = _image(elements, CHANNELS)
-        for tensors in (1, 2):
-            yield Probe(elementwise(kind, precision, math.prod(dims), wide=tensors), dims=dims)
+        yield Probe(elementwise(kind, precision, math.prod(dims), wide=2), dims=dims)
+        yield Probe(elementwise(kind, precision, math.prod(dims), run=CHANNELS if last else 1), dims=dims)
+    for channels in OTHER_CHANNELS if last else ():
+        for elements in (*FEWER, ELEMENTS[-1]):
+            dims = _image(elements, channels)
+            yield Probe(elementwise(kind, precision, math.prod(dims), run=channels), dims=dims)
 
 
 def _copied(kind: str, format: str, precision: str) -> Iterator[Probe]:
@@ -162,11 +174,11 @@ def _enlarged(kind: str, format: str, precision: str) -> Iterator[Probe]:
 
 
 def _shuffled(kind: str, format: str, precision: str) -> Iterator[Probe]:
-    """Pixels become channels in ONNX, as exported files begin; in LiteRT channels become pixels."""
-    channels = {"onnx": 3, "tflite": 16}[format]
-    for elements in (*FEWER, ELEMENTS[-1]):
-        dims = _image(elements, channels, even=True)
-        yield Probe(elementwise(kind, precision, math.prod(dims)), dims=dims)
+    """Channels become pixels, and in ONNX pixels become channels, as exported files begin."""
+    for channels, wide in ((3, 1), (16, TO_SPACE)):
+        for elements in (*FEWER, ELEMENTS[-1]) if wide == TO_SPACE or format == "onnx" else ():
+            dims = _image(elements, channels, even=True)
+            yield Probe(elementwise(kind, precision, math.prod(dims), wide=wide), dims=dims)
 
 
 def _bordered(kind: str, format: str, precision: str) -> Iterator[Probe]:

@@ -11,7 +11,8 @@ from typing import Any, Final
 import numpy as np
 
 from edgekit.bench.layers.onnx_file import IR_VERSION, File
-from edgekit.bench.predict.light import BORDER, SCALE, SEPARATE, STRIP_TAPS, TWICE, UNIT, UNIT_SCALE
+from edgekit.bench.predict.light import BORDER, SCALE, STRIP_TAPS, TWICE, UNIT, UNIT_SCALE, stands_alone
+from edgekit.bench.predict.ops import TO_SPACE
 from edgekit.bench.predict.probe import Probe
 from edgekit.bench.predict.products import GATES
 from edgekit_converters.onnx.export import GELU_OPSET, OPSET
@@ -21,7 +22,7 @@ _AS_GIVEN: Final = frozenset({"move", "slice", "transpose", "softmax", "norm", "
 # With channels last, as between integer convolutions, where these are moved together.
 _ENLARGING: Final = frozenset({"nearest", "resize"})
 # Read and written as integers, without conversions around them.
-_ON_INTEGERS: Final = _ENLARGING | {"clip", "move", "slice", "transpose", "pad", "collapse"}
+_ON_INTEGERS: Final = _ENLARGING | {"clip", "move", "slice", "transpose", "pad", "collapse", "shuffle"}
 # Of two tensors, or of one and what has a number for each channel.
 _PAIRED: Final = frozenset({"add", "mul"})
 # Faster kernels stand between convolutions.
@@ -78,7 +79,7 @@ def onnx_chain(probe: Probe, links: int) -> bytes:
     if kind == "convert":
         outputs = [_converted(file, index) for index in range(links)]
         ends = (TensorProto.FLOAT, TensorProto.UINT8)
-    elif kind in SEPARATE:
+    elif stands_alone(probe.op):
         inputs = [f"x{index}" for index in range(links + (kind == "move"))]
         pairs = zip(inputs, inputs[1:] if kind == "move" else inputs, strict=False)
         outputs = [_linked(file, probe, 1, integers=integers, source=x, other=other) for x, other in pairs]
@@ -175,20 +176,34 @@ def _saved(graph: Any, opset: int) -> bytes:
 
 
 def _result(probe: Probe, dims: tuple[int, ...]) -> tuple[int, ...]:
-    """Axes of what one operator of `SEPARATE` gives."""
-    kind = probe.op.kind
-    if kind == "transpose":
-        return tuple(dims[axis] for axis in probe.order)
-    if kind in ("move", "strip"):
-        return (*dims[:-1], 2 * dims[-1] if kind == "move" else dims[-1] // STRIP_TAPS)
-    if kind == "collapse":
-        return (dims[0], 1, dims[2]) if probe.op.depth > 1 else (*dims[:2], 1)
+    """Axes of what one operator with an input of its own gives."""
+    if probe.op.kind in _RESULTS:
+        return _RESULTS[probe.op.kind](probe, dims)
     y, x = (1, 2) if _channels_last(probe) else (2, 3)
-    found, side = list(dims), _SIDES.get(kind, _doubled)
+    found, side = list(dims), _SIDES.get(probe.op.kind, _doubled)
     found[y], found[x] = side(dims[y]), side(dims[x])
-    if kind == "shuffle":
-        found[1] *= TWICE**2
     return tuple(found)
+
+
+def _collapsed(probe: Probe, dims: tuple[int, ...]) -> tuple[int, ...]:
+    return (dims[0], 1, dims[2]) if probe.op.depth > 1 else (*dims[:2], 1)
+
+
+def _shuffled(probe: Probe, dims: tuple[int, ...]) -> tuple[int, ...]:
+    batch, channels, *sides = dims
+    if probe.op.outs == TO_SPACE:
+        return (batch, channels // TWICE**2, *(TWICE * n for n in sides))
+    return (batch, channels * TWICE**2, *(n // TWICE for n in sides))
+
+
+_RESULTS: Final[Mapping[str, Callable[[Probe, tuple[int, ...]], tuple[int, ...]]]] = {
+    "activation": lambda _, dims: dims,
+    "transpose": lambda probe, dims: tuple(dims[axis] for axis in probe.order),
+    "move": lambda _, dims: (*dims[:-1], 2 * dims[-1]),
+    "strip": lambda _, dims: (*dims[:-1], dims[-1] // STRIP_TAPS),
+    "collapse": _collapsed,
+    "shuffle": _shuffled,
+}
 
 
 def _channels_last(probe: Probe) -> bool:
@@ -205,7 +220,6 @@ _SIDES: Final[Mapping[str, Callable[[int], int]]] = {
     "reduce": lambda _: 1,
     "pad": lambda n: n + 2 * BORDER,
     "slice": lambda n: n // TWICE,
-    "shuffle": lambda n: n // TWICE,
 }
 
 
@@ -228,6 +242,8 @@ def _linked(
     op, more, attributes = _OPERATORS[kind]
     if kind == "transpose":
         attributes = {"perm": probe.order}
+    if probe.op.outs == TO_SPACE and kind == "shuffle":
+        op = "DepthToSpace"
     _constants(file, probe, integers=integers)
     converted = integers and kind not in _ON_INTEGERS
     if converted:

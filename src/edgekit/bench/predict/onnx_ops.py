@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekit.bench.predict.ops import (
+    TO_SPACE,
     Op,
     Shape,
     behind,
@@ -256,9 +257,11 @@ class _Graph:
             run = self._channels_together(node, source, result)
         if found == "collapse":
             run = self._behind(node, source)
-        sizes = [math.prod(self._shape(name)) for name in node.input if name and name not in self.constants]
-        tensors = whole_tensors(sizes, elements) if found in ("add", "mul") else 1
-        op = elementwise(found, precision, elements, run=run, wide=tensors, name=node.name)
+        wide = TO_SPACE if kind == "DepthToSpace" else 1
+        if found in ("add", "mul"):
+            read = [name for name in node.input if name and name not in self.constants]
+            wide = whole_tensors([math.prod(self._shape(name)) for name in read], elements)
+        op = elementwise(found, precision, elements, run=run, wide=wide, name=node.name)
         return replace(op, unknown="" if kind in ELEMENTWISE else kind)
 
     def _behind(self, node: Any, source: Shape) -> int:

@@ -24,6 +24,9 @@ VOLUME_AXES: Final = 5
 PRECISIONS: Final = ("int8", "float32")
 BYTES: Final[Mapping[str, int]] = {"int8": 1, "float32": 4}
 
+# `outs` of what makes pixels of channels; of channels from pixels it is 1.
+TO_SPACE: Final = 2
+
 Shape = tuple[int, ...]
 
 
@@ -36,9 +39,9 @@ class Op:
         precision: that it computes in, from `PRECISIONS`.
         work: multiply-accumulates for the kinds of `MACS`, else elements.
         depth: input channels that one result sums over; without multiplications, the neighbours that are handled
-            together: a row of softmax, what lies in one piece where data are moved.
+            together: a row of softmax, what lies in one piece where data are moved, channels that have a number each.
         outs: output channels, of one group; of a transposition, the shorter side; of sums and products of tensors, how
-            many are as large as the result.
+            many are as large as the result; `TO_SPACE` where channels become pixels.
         taps: elements of the kernel or window.
         positions: results of each output channel over all groups; without multiplications, the pieces.
         weight_bytes: of constants that are read.
@@ -139,7 +142,7 @@ def elementwise(
         elements: of its result, or of its input where that is larger.
         taps: elements of the window of a pool.
         run: neighbours that are handled together.
-        wide: the shorter side of what is transposed, and how many tensors as large as the result are read.
+        wide: the shorter side of what is transposed, how many tensors as large as the result are read, or `TO_SPACE`.
         name: in its file.
     """
     moved, run = 2 * elements * BYTES[precision], max(1, min(run, elements))

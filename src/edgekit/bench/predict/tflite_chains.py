@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgekit.bench.layers.tflite_file import File
-from edgekit.bench.predict.light import BORDER, SCALE, SEPARATE, TWICE, UNIT, UNIT_SCALE
+from edgekit.bench.predict.light import BORDER, SCALE, TWICE, UNIT, UNIT_SCALE, stands_alone
 from edgekit.bench.predict.probe import Probe
 
 Fields = dict[str, Any]
@@ -39,15 +39,14 @@ def tflite_chain(probe: Probe, links: int) -> bytes:
     if kind in _OWN:
         _OWN[kind](file, dims, links)
         return file.content()
-    if kind in SEPARATE:
+    if stands_alone(probe.op):
         _side_by_side(file, probe, links)
         return file.content()
     x = before = file.activation(dims, SCALE, 0)
     file.graph.inputs = [x]
-    name, version, more, options, fields = _in_a_row(file, probe, x)
+    name, version, more, options, fields = _in_a_row(file, probe)
     for _ in range(links):
-        scale, zero = (UNIT_SCALE, -128) if kind in UNIT else (SCALE, 0)
-        after = file.activation(dims, scale, zero)
+        after = file.activation(dims, *_grid(kind))
         before = file.operator(name, version, [before, *more], after, options, **fields)
     file.graph.outputs = [before]
     return file.content()
@@ -164,11 +163,21 @@ def _slopes(file: File, channels: int) -> int:
     return file.tensor(axes, "INT8", np.full(axes, 26, np.int8), grid=grid)
 
 
-def _in_a_row(file: File, probe: Probe, x: int) -> Operator:
+def _beside(file: File, probe: Probe) -> int:
+    """What else a sum or a product reads: a number for each channel, or a tensor that has nothing to do with it."""
+    if probe.op.outs == 1:
+        return _slopes(file, probe.dims[-1])
+    file.graph.inputs.append(file.activation(probe.dims, SCALE, 0))
+    return int(file.graph.inputs[-1])
+
+
+_LOGISTIC: Final[Operator] = ("LOGISTIC", 2, [], "", {})
+
+
+def _in_a_row(file: File, probe: Probe) -> Operator:
     if probe.op.kind == "prelu":
         return "PRELU", 1, [_slopes(file, probe.dims[-1])], "", {}
-    paired = probe.op.kind in ("add", "mul")
-    other = _slopes(file, probe.dims[-1]) if paired and probe.op.outs == 1 else x
+    other = _beside(file, probe) if probe.op.kind in ("add", "mul") else -1
     window = {
         **{"filterHeight": 3, "filterWidth": 3, "strideH": 1, "strideW": 1},
         "padding": file.schema.Padding.SAME,
@@ -176,7 +185,7 @@ def _in_a_row(file: File, probe: Probe, x: int) -> Operator:
     found: dict[str, Operator] = {
         "add": ("ADD", 2, [other], "AddOptions", {}),
         "mul": ("MUL", 2, [other], "MulOptions", {}),
-        "activation": ("LOGISTIC", 2, [], "", {}),
+        "activation": _LOGISTIC,
         "gelu": ("GELU", 1 if file.floating else 2, [], "GeluOptions", {"approximate": False}),
         "pool": ("MAX_POOL_2D", 2, [], "Pool2DOptions", window),
         "average": ("AVERAGE_POOL_2D", 2, [], "Pool2DOptions", window),
@@ -186,14 +195,19 @@ def _in_a_row(file: File, probe: Probe, x: int) -> Operator:
 
 
 def _side_by_side(file: File, probe: Probe, links: int) -> None:
-    """Append operators of `SEPARATE`, each on an input of its own; joined are every two that follow."""
+    """Append operators that each have an input of their own; joined are every two that follow."""
     joined = probe.op.kind == "move"
     file.graph.inputs = [file.activation(probe.dims, SCALE, 0) for _ in range(links + joined)]
     result, (name, version, more, options, fields) = _SEPARATE[probe.op.kind](file, probe)
     for index, x in enumerate(file.graph.inputs[:links]):
         ins = [x, file.graph.inputs[index + 1]] if joined else [x, *more]
-        y = file.activation(result, SCALE, 0)
+        y = file.activation(result, *_grid(probe.op.kind))
         file.graph.outputs.append(file.operator(name, version, ins, y, options, **fields))
+
+
+def _grid(kind: str) -> tuple[float, int]:
+    """Scale and zero point of a result."""
+    return (UNIT_SCALE, -128) if kind in UNIT else (SCALE, 0)
 
 
 Separate = tuple[tuple[int, ...], Operator]
@@ -276,4 +290,5 @@ _SEPARATE: Final[Mapping[str, Callable[[File, Probe], Separate]]] = {
     "pad": _bordered,
     "mirror": _bordered,
     "shuffle": _shuffled,
+    "activation": lambda _, probe: (probe.dims, _LOGISTIC),
 }

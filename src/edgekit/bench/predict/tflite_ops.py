@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgekit.bench.predict.ops import (
+    TO_SPACE,
     Op,
     Shape,
     behind,
@@ -56,6 +57,16 @@ ELEMENTWISE: Final = {
         ("SELECT", "SELECT_V2", "GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL", "EQUAL"), "choose"
     ),
 }
+# Kernels of LiteRT itself, where XNNPACK has none for integers: tables that it looks up, and what it computes.
+INTEGERS_LIKE: Final = {
+    **dict.fromkeys(("EXP", "LOG"), "gelu"),
+    **dict.fromkeys(("RELU", "RELU6", "RELU_N1_TO_1", "ABS"), "prelu"),
+    **dict.fromkeys(("HARD_SWISH", "SQUARED_DIFFERENCE"), "prelu"),
+}
+# What XNNPACK looks up in integers: 256 values.
+LOOKED_UP: Final = frozenset({"LOGISTIC", "TANH", "LEAKY_RELU", "ELU", "QUANTIZE"})
+PAIRED: Final = frozenset({"ADD", "SUB", "MUL"})
+MOST_IN_TABLE: Final = 10
 POOLS: Final = {"MAX_POOL_2D": "pool", "AVERAGE_POOL_2D": "average", "L2_POOL_2D": "average"}
 # They read no more than they write.
 CUTTING: Final = frozenset({"SLICE", "STRIDED_SLICE", "GATHER", "GATHER_ND"})
@@ -105,9 +116,12 @@ class _Graph:
         self.constants = {i for i, t in enumerate(self.graph.tensors) if self._has_content(t)}
         self.users: dict[int, list[str]] = defaultdict(list)
         for operator in self.graph.operators:
-            for tensor in operator.inputs:
-                self.users[int(tensor)].append(self._code(operator))
-        self.tables: set[int] = set()
+            for tensor in dict.fromkeys(map(int, operator.inputs)):
+                self.users[tensor].append(self._code(operator))
+        for tensor in self.graph.outputs:
+            self.users[int(tensor)].append("")
+        # What is looked up, and what all was computed on the way from one tensor to it.
+        self.tables: dict[int, frozenset[int]] = {}
         self.turned: set[int] = set()
 
     def _code(self, operator: Any) -> str:
@@ -135,22 +149,26 @@ class _Graph:
         return found
 
     def _fused(self, name: str, ins: list[int], outs: list[int]) -> bool:
-        """XNNPACK pads inside of the convolution that reads, and takes integer tables one after the other as one."""
+        """XNNPACK pads inside of the convolution that reads, and makes one table of what follows from one tensor."""
         if name in ("PAD", "PADV2"):
             return self.users[outs[0]] in (["CONV_2D"], ["DEPTHWISE_CONV_2D"])
-        if not self._is_table(name, ins, outs):
+        if name not in LOOKED_UP | PAIRED or not {self._type(i) for i in (*ins, *outs)} <= INTEGERS:
             return False
-        self.tables.add(outs[0])
-        return ins[0] in self.tables and len(self.users[ins[0]]) == 1
+        varying = {i for i in ins if not self._is_number(i)}
+        for before in varying & self.tables.keys():
+            known = self.tables[before]
+            if len(self.users[before]) == 1 and varying <= known and len(known) <= MOST_IN_TABLE:
+                self.tables[outs[0]] = known | {outs[0]}
+                return True
+        if len(varying) == 1 and not varying & self.constants:
+            # A square is looked up, too, but nothing joins it.
+            squared = len(ins) > 1 and ins[0] == ins[1]
+            self.tables[outs[0]] = frozenset() if squared else frozenset({*varying, outs[0]})
+        return False
 
-    def _is_table(self, name: str, ins: list[int], outs: list[int]) -> bool:
-        """An integer operator on one tensor, or on one and a single constant: 256 values to look up."""
-        if self._type(outs[0]) not in INTEGERS or self._type(ins[0]) not in INTEGERS:
-            return False
-        if ELEMENTWISE.get(name) in ("activation", "clip") and len(ins) == 1:
-            return True
-        single = len(ins) == 2 and ins[1] in self.constants and math.prod(self._shape(ins[1])) == 1
-        return single and name in ("ADD", "MUL", "SUB")
+    def _is_number(self, tensor: int) -> bool:
+        """A constant of one element."""
+        return tensor in self.constants and math.prod(self._shape(tensor)) == 1
 
     def _op(self, name: str, operator: Any, ins: list[int], outs: list[int]) -> Op:
         result, label = self._shape(outs[0]), f"{name} {self._name(outs[0])}"
@@ -190,6 +208,8 @@ class _Graph:
             return turned(precision, self._shape(ins[0]), self._integers(ins[1]), label)
         most = max((math.prod(self._shape(i)) for i in ins if i not in self.constants), default=0)
         kind = "activation" if int(operator.outputs[0]) in self.tables else ELEMENTWISE.get(name, "add")
+        if precision == "int8":
+            kind = INTEGERS_LIKE.get(name, kind)
         unknown = "" if name in ELEMENTWISE else name
         if name == "STRIDED_SLICE" and any(step != 1 for step in self._integers(ins[3])):
             kind = "slice"
@@ -197,11 +217,16 @@ class _Graph:
             kind = "repeat"
         if name in CUTTING:
             most = 0
-        run = 1 if kind == "slice" else self._run(name, operator, ins, result)
+        run, wide = 1 if kind == "slice" else self._run(name, operator, ins, result), 1
         elements = max(most, math.prod(result))
-        sizes = [math.prod(self._shape(i)) for i in ins if i not in self.constants]
-        tensors = whole_tensors(sizes, elements) if kind in ("add", "mul") else 1
-        found = elementwise(kind, precision, elements, run=run, wide=tensors, name=label)
+        if kind in ("add", "mul"):
+            sizes = [math.prod(self._shape(i)) for i in ins if i not in self.constants]
+            wide = whole_tensors(sizes, elements)
+            # What has a number for each channel is read anew for each pixel.
+            run = result[-1] if result and wide == 1 else 1
+        elif name == "DEPTH_TO_SPACE":
+            wide = TO_SPACE
+        found = elementwise(kind, precision, elements, run=run, wide=wide, name=label)
         return replace(found, unknown=unknown)
 
     def _run(self, name: str, operator: Any, ins: list[int], result: Shape) -> int:
