@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
+import io
 import os
 import shlex
 import shutil
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,32 +72,42 @@ def test_a_picture_is_read_from_every_kind_of_file(tmp_path: Path) -> None:
     assert len(list(frames(tmp_path, rounds=3))) == 9
 
 
-def test_a_camera_loop_goes_on_while_its_model_changes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+class Heard(io.StringIO):
+    """What was printed; something else may wait for a part of it."""
+
+    def __init__(self, awaited: str) -> None:
+        super().__init__()
+        self.awaited, self.said = awaited, threading.Event()
+
+    def write(self, text: str) -> int:
+        count = super().write(text)
+        if self.awaited in self.getvalue():
+            self.said.set()
+        return count
+
+
+def test_a_camera_loop_goes_on_while_its_model_changes(tmp_path: Path) -> None:
     device = Device(tmp_path / "store")
     device.install(colours(), good=True)
     photos = write_pictures(tmp_path / "photos")
     second = colours("2.0.0", gain=30.0)
+    out = Heard("2.0.0 does well\n")
 
     def change() -> None:
         device.install(second)
-        end = time.monotonic() + 120
-        while device.store.state().phase == PROBATION and time.monotonic() < end:
-            time.sleep(0.05)
+        out.said.wait(120)
         os.kill(os.getpid(), signal.SIGTERM)
 
     changing = threading.Timer(0.5, change)
     changing.start()
     # Only the signal ends it in time, as it ends a service.
-    with pytest.raises(SystemExit) as ended:
+    with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as ended:
         camera.main([str(device.store.path), str(photos), "--rounds", "100000", "--fps", "150"])
     changing.join()
     assert ended.value.code == 0
-    out = capsys.readouterr().out
-    assert "serving colours 1.0.0" in out
-    assert "now colours 2.0.0" in out
-    assert "2.0.0 does well" in out
+    assert "serving colours 1.0.0" in out.getvalue()
+    assert "now colours 2.0.0" in out.getvalue()
+    assert out.said.is_set()
     assert device.store.state().live == second.release.id
     assert device.store.state().phase != PROBATION
 
