@@ -121,6 +121,11 @@ def test_products_with_a_number_for_each_channel_know_how_many_there_are(tmp_pat
         assert (found.kind, found.shape) == ("mul", (8, 1, 1, 16))
 
 
+def test_a_single_number_is_not_read_anew_for_each_pixel(tmp_path: Path) -> None:
+    (found,) = ops_of(lambda file, x: times(file, x, numbers(file, 1)), tmp_path, floating=True)
+    assert (found.kind, found.shape) == ("mul", (1, 2, 1, 128))
+
+
 @pytest.mark.parametrize(
     ("name", "result", "seen"),
     [("DEPTH_TO_SPACE", (1, 8, 8, 2), (1, 2, 1, 128)), ("SPACE_TO_DEPTH", (1, 2, 2, 32), (1, 1, 1, 128))],

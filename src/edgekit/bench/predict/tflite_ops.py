@@ -21,7 +21,6 @@ from edgekit.bench.predict.ops import (
     piece,
     turned,
     weighted,
-    whole_tensors,
 )
 from edgekit.errors import UsageError
 
@@ -60,8 +59,7 @@ ELEMENTWISE: Final = {
 # Kernels of LiteRT itself, where XNNPACK has none for integers: tables that it looks up, and what it computes.
 INTEGERS_LIKE: Final = {
     **dict.fromkeys(("EXP", "LOG"), "gelu"),
-    **dict.fromkeys(("RELU", "RELU6", "RELU_N1_TO_1", "ABS"), "prelu"),
-    **dict.fromkeys(("HARD_SWISH", "SQUARED_DIFFERENCE"), "prelu"),
+    **dict.fromkeys(("RELU", "RELU6", "RELU_N1_TO_1", "ABS", "HARD_SWISH", "SQUARED_DIFFERENCE"), "prelu"),
 }
 # What XNNPACK looks up in integers: 256 values.
 LOOKED_UP: Final = frozenset({"LOGISTIC", "TANH", "LEAKY_RELU", "ELU", "QUANTIZE"})
@@ -220,10 +218,9 @@ class _Graph:
         run, wide = 1 if kind == "slice" else self._run(name, operator, ins, result), 1
         elements = max(most, math.prod(result))
         if kind in ("add", "mul"):
-            sizes = [math.prod(self._shape(i)) for i in ins if i not in self.constants]
-            wide = whole_tensors(sizes, elements)
-            # What has a number for each channel is read anew for each pixel.
-            run = result[-1] if result and wide == 1 else 1
+            # A number for each channel is read anew for each pixel; what is as large, or a single number, is not.
+            repeated = any(1 < math.prod(self._shape(i)) < elements for i in ins)
+            run, wide = (result[-1], 1) if repeated else (1, 2)
         elif name == "DEPTH_TO_SPACE":
             wide = TO_SPACE
         found = elementwise(kind, precision, elements, run=run, wide=wide, name=label)
